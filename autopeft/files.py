@@ -1,0 +1,125 @@
+"""Files that survive a crash: atomic writes, one-writer locks, paths that stay inside their root."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from autopeft.errors import UserError
+
+
+def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Writes a file so that a crash leaves either the old content or the new one.
+
+    Args:
+        path: the file; its folder is made when absent.
+        data: the whole content.
+        mode: permission bits, set before the file gets its name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Writes a text file atomically (UTF-8)."""
+    write_bytes(path, text.encode(), mode)
+
+
+def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
+    """Writes JSON atomically; NaN is refused because it is not JSON."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", mode)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes a folder's entries, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fills a folder under a temporary name and gives it its name at the end.
+
+    An existing folder of that name is replaced. On an exception nothing is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        for item in temporary.rglob("*"):
+            if item.is_file():
+                with item.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on a file for as long as the block runs.
+
+    The kernel drops the lock when the process dies, so nothing stale can remain.
+
+    Raises:
+        UserError: another process holds it; the message names pid, host and time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            owner = stream.read().strip() or "another process"
+            raise UserError(
+                f"this run is being driven by {owner}",
+                str(path.parent),
+                "Wait for it to finish, or stop it, or take a new --name.",
+            ) from None
+        stream.seek(0)
+        stream.truncate()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        stream.write(f"pid {os.getpid()} on {os.uname().nodename} since {now}\n")
+        stream.flush()
+        yield
+
+
+def inside(root: Path, relative: str) -> Path:
+    """Joins a path that came from data to its root and refuses one that leaves it.
+
+    Raises:
+        UserError: the path is absolute or climbs out of ``root``.
+    """
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise UserError(
+            f"path {relative!r} leaves the data folder", str(root), "Paths must stay below it."
+        )
+    return path

@@ -1,0 +1,187 @@
+"""Job and Outcome: plain data that crosses processes. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from autopeft.candidate import Candidate
+from autopeft.evaluation import Cost, Kind
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one split, column by column.
+
+    Attributes:
+        path: image paths [N] relative to the task's root.
+        index: row numbers [N] in the image store (the order of the whole task).
+        patient: patient ids [N] (str).
+        label: 0, 1 or NaN = ignore, float32 [N, C]; one-hot for multiclass. None in predict and
+            test jobs: the driver adds the targets.
+        groups: attribute -> group names [N] (str); ``"unknown"`` where missing.
+    """
+
+    path: npt.NDArray[Any]
+    index: npt.NDArray[np.int64]
+    patient: npt.NDArray[Any]
+    label: npt.NDArray[np.float32] | None
+    groups: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    def take(self, rows: npt.NDArray[Any]) -> Rows:
+        """Some of the rows (index or boolean mask [N])."""
+        label = None if self.label is None else self.label[rows]
+        groups = {k: v[rows] for k, v in self.groups.items()}
+        return Rows(self.path[rows], self.index[rows], self.patient[rows], label, groups)
+
+    def blind(self) -> Rows:
+        """The same rows without labels and groups, as predict and test jobs carry them."""
+        return Rows(self.path, self.index, self.patient, None, {})
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that affects a worker's values, sent once per worker. Its digest travels in each job.
+
+    Attributes:
+        kind: the task's kind.
+        classes: names of the C labels.
+        backbone: timm name.
+        weights: path of a weights file, or None (the hub's or the wheel's own).
+        weights_sha256: hash of the backbone's tensors; a worker with another one refuses.
+        image_size: side in pixels.
+        images: path of the decoded image store (``autopeft.training.images``).
+        cache: folder for frozen features.
+        run_dir: where states and predictions are written.
+        rows: ``train`` and ``search`` (never ``confirm`` or ``test``).
+        epochs: the length of the full schedule.
+        batch_size: images a step.
+        views: augmented views an image (1 = plain only, 0 = new at each epoch).
+        precision: ``fp32`` or ``bf16``, decided once by the driver.
+        threads: torch threads of a worker.
+        seed: the settings' ``--seed``.
+    """
+
+    kind: Kind
+    classes: tuple[str, ...]
+    backbone: str
+    weights: str | None
+    weights_sha256: str
+    image_size: int
+    images: str
+    cache: str
+    run_dir: str
+    rows: Mapping[str, Rows]
+    epochs: int
+    batch_size: int
+    views: int
+    precision: Literal["fp32", "bf16"]
+    threads: int
+    seed: int
+
+    def digest(self) -> str:
+        """Hash over everything that affects values (not where files happen to lie)."""
+        places = ("rows", "weights", "images", "cache", "run_dir")
+        plain = {k: v for k, v in vars(self).items() if k not in places}
+        h = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+        for split in sorted(self.rows):
+            rows = self.rows[split]
+            h.update(split.encode())
+            h.update("\0".join(map(str, rows.path)).encode())
+            h.update("\0".join(map(str, rows.patient)).encode())
+            h.update(rows.label.tobytes() if rows.label is not None else b"")
+            for name in sorted(rows.groups):
+                h.update("\0".join([name, *map(str, rows.groups[name])]).encode())
+        return h.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is asked.
+
+    ``rung`` trains ``candidate`` from epoch ``start`` to ``stop`` (from ``state`` when start > 0),
+    writes a state and predicts the search rows (the held-out fold's rows for ``part="fold:i"``).
+    ``readouts`` scores linear probes at every readout by cross-validation inside train.
+    ``predict`` and ``test`` load the saved adapter ``state`` in fp32 and score ``rows``.
+
+    Attributes:
+        kind: see above.
+        setup: digest of the setup it belongs to.
+        candidate: the candidate, or None for ``readouts``.
+        repeat: 0 in the search, 1..S at confirmation.
+        part: training patients: ``all``, ``fold:i``.
+        start: epochs already trained.
+        stop: epochs trained at the end.
+        state: name of a folder below ``run_dir/states``.
+        rows: rows without labels, for ``predict`` and ``test``.
+        split: what the rows are called in the file name of the predictions.
+        micro_batch: images a forward pass; 0 = the whole batch. Halved after out-of-memory.
+    """
+
+    kind: Literal["rung", "readouts", "predict", "test"]
+    setup: str
+    candidate: Candidate | None = None
+    repeat: int = 0
+    part: str = "all"
+    start: int = 0
+    stop: int = 0
+    state: str | None = None
+    rows: Rows | None = None
+    split: str = "search"
+    micro_batch: int = 0
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """(fingerprint, repeat, part): one training."""
+        return (self.candidate.fingerprint if self.candidate else "", self.repeat, self.part)
+
+    @property
+    def name(self) -> str:
+        """Name of what the job writes below ``states`` and ``predictions``."""
+        fingerprint, repeat, part = self.key
+        where = "" if self.kind == "rung" else f"-{self.split}"
+        return f"{fingerprint or 'readouts'}-{repeat}-{part.replace(':', '')}-{self.stop}{where}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker answers.
+
+    Attributes:
+        status: ``ok``, ``nan`` (loss or scores not finite), ``oom`` or ``error``.
+        reason: one line when not ok.
+        epoch: epochs trained.
+        predictions: file name below ``run_dir/predictions`` (npz with ``score`` [N, C]).
+        cost: what it cost.
+        state: folder name below ``run_dir/states``, loadable as an adapter.
+        train_loss: mean training loss of the last epoch, or None.
+        extra: plain data of ``readouts`` jobs.
+    """
+
+    status: Literal["ok", "nan", "oom", "error"]
+    reason: str = ""
+    epoch: int = 0
+    predictions: str | None = None
+    cost: Cost | None = None
+    state: str | None = None
+    train_loss: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for the journal."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> Outcome:
+        """Reads back ``to_dict``."""
+        cost = Cost(**value["cost"]) if value["cost"] else None
+        return Outcome(**{**value, "cost": cost})

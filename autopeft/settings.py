@@ -1,0 +1,240 @@
+"""Settings: everything that a run was asked, as one frozen dataclass saved with the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autopeft.errors import UserError, nearest
+from autopeft.files import write_text
+
+# What may change between two starts of one run: it changes where and how long, never a value.
+MAY_CHANGE = frozenset(
+    "trials budget workers runner gpus_per_worker offline quiet json debug runs_dir data_root "
+    "name".split()
+)
+
+_CHOICES = {
+    "fit": ("pad", "crop", "squash"),
+    "sampler": ("tpe", "random", "nsga2", "gp"),
+    "inner": ("auto", "holdout", "cv5"),
+    "runner": ("serial", "ray"),
+    "precision": ("auto", "fp32", "bf16"),
+}
+_AT_LEAST = {
+    "trials": 1,
+    "epochs": 1,
+    "batch_size": 2,
+    "cpus_per_worker": 1,
+    "views": 0,
+    "confirm": 1,
+    "seeds": 1,
+    "min_group": 1,
+    "image_size": 8,
+    "budget": 1.0,
+    "gpus_per_worker": 0.0,
+    "margin": 0.0,
+    "workers": 0,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field for each flag of ``autopeft search``, with the flag's default.
+
+    Attributes:
+        dataset: a data set's name or a CSV file.
+        data_root: folder of the images (default: the CSV's own folder).
+        label: label columns (or the data set's task); empty = the data set's default.
+        group: attributes such as ``sex`` or ``age:60`` (age cut: ``age>=60`` and ``age<60``).
+        patient_column: column of the patient id in a CSV.
+        split_column: column with given splits in a CSV.
+        data_option: options of the data set (``uncertain=ones``).
+        backbone: timm name.
+        weights: weights file instead of the hub's.
+        image_size: side in pixels; None = the backbone's own.
+        fit: how an image becomes square.
+        space: search space by name or path.
+        objective: objective by name or path.
+        trials: candidates to ask for.
+        budget: seconds of wall time of the whole command, over all resumes; None = no limit.
+        epochs: length of the full training schedule.
+        batch_size: images a step.
+        sampler: how candidates are proposed.
+        inner: how the inner problem is measured.
+        min_group: positives and negatives (patients, in search) that a group needs to count.
+        runner: who executes jobs.
+        workers: number of workers; 0 = one per 2 cores or GPU.
+        cpus_per_worker: torch threads of a worker; 0 = cores // workers.
+        gpus_per_worker: GPU share of a worker.
+        precision: number format of the frozen network while searching.
+        views: augmented views of an image; 1 = plain only, 0 = a new one at each epoch.
+        confirm: finalists.
+        seeds: fresh seeds a finalist.
+        seed: seed of everything but the splits.
+        split_seed: seed of the splits.
+        margin: non-inferiority margin on the primary metric.
+        name: the run's name; empty = made from the settings.
+        runs_dir: folder of all runs.
+        baselines: comma-separated baselines; empty = those the objective needs.
+        offline: never ask a hub.
+        json: print ``result.json`` to stdout instead of the summary.
+        quiet: no progress on stderr.
+        debug: show tracebacks.
+    """
+
+    dataset: str = "phantom"
+    data_root: str | None = None
+    label: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    patient_column: str | None = None
+    split_column: str | None = None
+    data_option: Mapping[str, str] | None = None
+    backbone: str = "autopeft_vit_nano"
+    weights: str | None = None
+    image_size: int | None = None
+    fit: str = "pad"
+    space: str = "default"
+    objective: str = "auroc"
+    trials: int = 32
+    budget: float | None = None
+    epochs: int = 9
+    batch_size: int = 32
+    sampler: str = "tpe"
+    inner: str = "auto"
+    min_group: int = 50
+    runner: str = "serial"
+    workers: int = 0
+    cpus_per_worker: int = 0
+    gpus_per_worker: float = 0.0
+    precision: str = "auto"
+    views: int = 4
+    confirm: int = 3
+    seeds: int = 3
+    seed: int = 0
+    split_seed: int = 0
+    margin: float = 0.01
+    name: str = ""
+    runs_dir: str = "runs"
+    baselines: tuple[str, ...] = ()
+    offline: bool = False
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        for key, choices in _CHOICES.items():
+            value = getattr(self, key)
+            if value not in choices:
+                raise UserError(f"{value!r} is not possible", _flag(key), nearest(value, choices))
+        for key, low in _AT_LEAST.items():
+            value = getattr(self, key)
+            if value is not None and value < low:
+                raise UserError(f"{value} is too small", _flag(key), f"It must be at least {low}.")
+
+    def digest(self) -> str:
+        """Eight hex digits over all settings that may not change between two starts."""
+        fixed = {k: v for k, v in asdict(self).items() if k not in MAY_CHANGE}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def run_name(self) -> str:
+        """``--name``, or ``<dataset>-<objective>-<digest>``."""
+        stem, aim = Path(self.dataset).stem, Path(self.objective).stem
+        if self.dataset.endswith(".csv") and stem in ("labels", "train", "data", "table"):
+            stem = Path(self.dataset).resolve().parent.name
+        return self.name or f"{stem}-{aim}-{self.digest()}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return Path(self.runs_dir) / self.run_name
+
+    def save(self, path: Path) -> None:
+        """Writes the settings as YAML."""
+        plain = json.loads(json.dumps(asdict(self)))
+        write_text(path, yaml.safe_dump(plain, sort_keys=False))
+
+    def check_same(self, saved: Settings) -> None:
+        """Refuses to continue a run under settings that would change its values.
+
+        Raises:
+            UserError: lists each differing flag with the saved and the new value.
+        """
+        changed = [
+            f"--{f.name.replace('_', '-')} was {getattr(saved, f.name)!r}, "
+            f"now {getattr(self, f.name)!r}"
+            for f in fields(self)
+            if f.name not in MAY_CHANGE and getattr(self, f.name) != getattr(saved, f.name)
+        ]
+        if changed:
+            raise UserError(
+                f"this run was started with other settings: {'; '.join(changed)}",
+                str(self.run_dir),
+                "Give the same flags, or take a new --name.",
+            )
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> Settings:
+    """Settings from plain values, e.g. a YAML file (hyphens and underscores are equal).
+
+    Raises:
+        UserError: an unknown field, or a value of the wrong type.
+    """
+    known = {f.name: f for f in fields(Settings)}
+    clean: dict[str, Any] = {}
+    for raw_key, value in values.items():
+        key = str(raw_key).replace("-", "_")
+        if key not in known:
+            raise UserError(f"unknown setting {raw_key!r}", where, nearest(key, known))
+        clean[key] = _typed(key, str(known[key].type), value, where)
+    return Settings(**clean)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a settings YAML as plain values (flags are laid over it by the caller).
+
+    Raises:
+        UserError: the file is missing or no YAML mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"is not valid YAML ({' '.join(str(error).split())})", str(path)) from None
+    if not isinstance(value, dict):
+        raise UserError("holds no settings", str(path), "Write lines such as `trials: 16`.")
+    return value
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _typed(key: str, kind: str, value: Any, where: str) -> Any:
+    """One value of a settings file in the field's own type."""
+    if value is None and "None" in kind:
+        return None
+    if "tuple" in kind:
+        return tuple(map(str, value if isinstance(value, (list, tuple)) else [value]))
+    if "Mapping" in kind and isinstance(value, Mapping):
+        return {str(k): str(v) for k, v in value.items()}
+    try:
+        if "bool" in kind and isinstance(value, bool):
+            return value
+        if "int" in kind and not isinstance(value, bool) and int(value) == float(value):
+            return int(value)
+        if "float" in kind and not isinstance(value, bool):
+            return float(value)
+        if kind.startswith("str") and isinstance(value, (str, int, float, Path)):
+            return str(value)
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"{value!r} is not a {kind}", f"{where} ({_flag(key)})")

