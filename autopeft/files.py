@@ -1,4 +1,4 @@
-"""Files that survive a crash: atomic writes, one-writer locks, paths that stay inside their root."""
+"""Files that survive a crash: atomic writes, one-writer locks, paths inside their root."""
 
 from __future__ import annotations
 

@@ -59,6 +59,7 @@ class Setup:
         weights: path of a weights file, or None (the hub's or the wheel's own).
         weights_sha256: hash of the backbone's tensors; a worker with another one refuses.
         image_size: side in pixels.
+        fit: how images became square.
         images: path of the decoded image store (``autopeft.training.images``).
         cache: folder for frozen features.
         run_dir: where states and predictions are written.
@@ -69,6 +70,7 @@ class Setup:
         precision: ``fp32`` or ``bf16``, decided once by the driver.
         threads: torch threads of a worker.
         seed: the settings' ``--seed``.
+        offline: never ask a hub.
     """
 
     kind: Kind
@@ -77,6 +79,7 @@ class Setup:
     weights: str | None
     weights_sha256: str
     image_size: int
+    fit: str
     images: str
     cache: str
     run_dir: str
@@ -87,10 +90,11 @@ class Setup:
     precision: Literal["fp32", "bf16"]
     threads: int
     seed: int
+    offline: bool = False
 
     def digest(self) -> str:
         """Hash over everything that affects values (not where files happen to lie)."""
-        places = ("rows", "weights", "images", "cache", "run_dir")
+        places = ("rows", "weights", "images", "cache", "run_dir", "offline")
         plain = {k: v for k, v in vars(self).items() if k not in places}
         h = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
         for split in sorted(self.rows):

@@ -16,8 +16,8 @@ from autopeft.files import write_text
 
 # What may change between two starts of one run: it changes where and how long, never a value.
 MAY_CHANGE = frozenset(
-    "trials budget workers runner gpus_per_worker offline quiet json debug runs_dir data_root "
-    "name".split()
+    {"trials", "budget", "workers", "runner", "gpus_per_worker", "offline", "quiet", "json"}
+    | {"debug", "runs_dir", "data_root", "name"}
 )
 
 _CHOICES = {

@@ -1,0 +1,206 @@
+"""Training of an adapter from epoch a to epoch b, so that a..b then b..c equals a..c."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from autopeft.candidate import Train
+from autopeft.evaluation import Kind
+from autopeft.job import Rows
+from autopeft.training.augment import augment, choose_view, mix
+from autopeft.training.images import ImageStore
+from autopeft.training.losses import loss_terms
+from autopeft.training.precision import Precision, autocast
+from autopeft.training.sampling import cell_weights, epoch_order, label_weights
+
+if TYPE_CHECKING:
+    from autopeft.methods.adapted import Adapted
+
+Ints = npt.NDArray[np.int64]
+WARM_UP = 0.1  # share of all steps
+CLIP = 1.0  # largest gradient norm
+
+
+class NotFiniteError(Exception):
+    """The training loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training needs besides the adapter: data, length, seeds.
+
+    Attributes:
+        rows: the training rows, with labels.
+        store: decoded images.
+        kind: the task's kind.
+        train: the candidate's training fields.
+        epochs: length of the whole schedule.
+        batch_size: images a step.
+        micro_batch: images a forward pass; 0 = batch_size. Changes memory, never the loss.
+        views: see ``augment.choose_view``.
+        seed: the settings' seed.
+        repeat: repeat of the training.
+        precision: number format of the frozen layers.
+    """
+
+    rows: Rows
+    store: ImageStore
+    kind: Kind
+    train: Train
+    epochs: int
+    batch_size: int
+    micro_batch: int
+    views: int
+    seed: int
+    repeat: int
+    precision: Precision
+
+
+def train_epochs(
+    adapted: Adapted,
+    plan: Plan,
+    start: int,
+    stop: int,
+    optimizer_state: dict[str, Tensor] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[float, dict[str, Tensor]]:
+    """Trains from epoch ``start`` to ``stop`` of a schedule that always spans ``plan.epochs``.
+
+    Args:
+        adapted: the adapter, holding the weights of epoch ``start``.
+        plan: data, schedule and seeds.
+        start: epochs done.
+        stop: epochs done at the end.
+        optimizer_state: what an earlier call returned, when ``start`` > 0.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        Mean loss of the last epoch, and the optimizer's state as named tensors.
+
+    Raises:
+        NotFiniteError: the loss is NaN or infinite.
+    """
+    optimizer = make_optimizer(adapted, plan.train)
+    names = {id(p): name for name, p in adapted.trainable.items()}
+    if optimizer_state:
+        _restore(optimizer, names, optimizer_state)
+    base = [group["lr"] for group in optimizer.param_groups]
+    weight = cell_weights(plan.rows, plan.train.sampling)
+    steps = math.ceil(len(plan.rows) / plan.batch_size)
+    mean_loss = math.nan
+    adapted.set_train(True)
+    for epoch in range(start, stop):
+        order, occurrence = epoch_order(len(plan.rows), weight, plan.seed, plan.repeat, epoch)
+        total = 0.0
+        for step in range(steps):
+            rows = slice(step * plan.batch_size, (step + 1) * plan.batch_size)
+            for group, lr in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = lr * _schedule(epoch * steps + step, steps * plan.epochs)
+            torch.manual_seed(int(mix(plan.seed, plan.repeat, epoch, step)) >> 1)
+            loss = _step(adapted, plan, optimizer, epoch, order[rows], occurrence[rows])
+            if not math.isfinite(loss):
+                raise NotFiniteError(f"loss is {loss} at epoch {epoch}, step {step}")
+            total += loss
+            progress((epoch - start) * steps + step + 1, (stop - start) * steps)
+        mean_loss = total / steps
+    adapted.set_train(False)
+    return mean_loss, _named_state(optimizer, names)
+
+
+def _step(
+    adapted: Adapted,
+    plan: Plan,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    order: Ints,
+    occurrence: Ints,
+) -> float:
+    """One optimizer step; returns the batch's mean loss."""
+    assert plan.rows.label is not None
+    label = torch.from_numpy(plan.rows.label[order])
+    positive_weight = torch.from_numpy(label_weights(plan.rows.label))
+    count = max(1, _labelled(label, plan.kind))
+    micro = plan.micro_batch or len(order)
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for begin in range(0, len(order), micro):
+        part = slice(begin, begin + micro)
+        pixels = _pixels(adapted, plan, epoch, order[part], occurrence[part])
+        with autocast(plan.precision):
+            logits = adapted.logits(pixels)
+        loss, _ = loss_terms(
+            logits.float(),
+            label[part],
+            plan.kind,
+            plan.train.loss,
+            plan.train.label_smoothing,
+            positive_weight,
+        )
+        loss = loss / count
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    torch.nn.utils.clip_grad_norm_(list(adapted.trainable.values()), CLIP)
+    optimizer.step()
+    return total
+
+
+def _pixels(adapted: Adapted, plan: Plan, epoch: int, order: Ints, seen: Ints) -> Tensor:
+    """Normalized views of some rows: float [B, 3, H, W]."""
+    index = plan.rows.index[order]
+    view = choose_view(plan.views, plan.seed, plan.repeat, epoch, index, seen)
+    raw = torch.from_numpy(plan.store.batch(index)).permute(0, 3, 1, 2).float()
+    facts = adapted.network.facts
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (facts.mean, facts.std))
+    return (augment(raw, index, view) / 255).expand(-1, 3, -1, -1).sub(mean).div(std)
+
+
+def _labelled(label: Tensor, kind: Kind) -> int:
+    missing = label.isnan()
+    return int((~missing.any(dim=1)).sum() if kind == "multiclass" else (~missing).sum())
+
+
+def _schedule(step: int, total: int) -> float:
+    """Linear warm-up, then cosine to zero, over the whole schedule."""
+    warm = max(1, round(WARM_UP * total))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def make_optimizer(adapted: Adapted, train: Train) -> torch.optim.Optimizer:
+    """AdamW, or SGD with momentum 0.9, over the adapter's parameter groups."""
+    groups = adapted.param_groups(train.lr, train.weight_decay, train.layer_decay)
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=train.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=train.lr)
+
+
+def _named_state(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    return {
+        f"{names[id(p)]}|{key}": torch.as_tensor(value).detach().clone().contiguous()
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+        if value is not None
+    }
+
+
+def _restore(
+    optimizer: torch.optim.Optimizer, names: dict[int, str], saved: dict[str, Tensor]
+) -> None:
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for full, value in saved.items():
+        name, key = full.rsplit("|", 1)
+        by_name.setdefault(name, {})[key] = value.clone()
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if names[id(p)] in by_name:
+                optimizer.state[p] = by_name[names[id(p)]]

@@ -1,0 +1,292 @@
+"""What a worker does with a job: build, train from epoch a to b, predict, write, answer.
+
+``run(setup, job)`` is the worker function of both runners. The backbone, the decoded images and
+the frozen features stay resident between jobs. A worker never sees confirm or test labels.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+
+from autopeft.adapter import load_adapter
+from autopeft.adapter import save as save_adapter
+from autopeft.backbones.network import Network
+from autopeft.backbones.weights import load_backbone
+from autopeft.candidate import Candidate, Pool
+from autopeft.evaluation import Cost
+from autopeft.files import new_folder, write_bytes
+from autopeft.job import Job, Outcome, Rows, Setup
+from autopeft.methods import build
+from autopeft.methods.adapted import Adapted
+from autopeft.training.features import frozen_features
+from autopeft.training.images import ImageStore, normalize, open_store
+from autopeft.training.loop import NotFiniteError, Plan, train_epochs
+from autopeft.training.precision import autocast
+from autopeft.training.probe import best_strength, fit_probe, out_of_fold
+from autopeft.training.sampling import cell_weights, label_weights
+
+EVAL_BATCH = 64
+READOUT_ROWS = 4000  # readouts are compared on at most this many training images
+READOUT_STRENGTHS = (0.01, 0.1, 1.0)
+
+
+@dataclass
+class Resident:
+    """What stays in a worker's memory between jobs of one setup."""
+
+    setup: Setup
+    digest: str
+    network: Network
+    store: ImageStore
+    features: dict[tuple[str, int, Pool], npt.NDArray[np.float32]] = field(default_factory=dict)
+    strengths: dict[tuple[int, Pool], float] = field(default_factory=dict)
+
+
+_RESIDENT: dict[int, Resident] = {}
+
+
+def run(setup: Setup, job: Job) -> Outcome:
+    """Executes one job; never raises for what a training can do wrong.
+
+    Args:
+        setup: sent once per worker.
+        job: what to do; refused when it belongs to another setup.
+
+    Returns:
+        The outcome; files are named before it is returned.
+    """
+    try:
+        resident = _resident(setup)
+        if job.setup != resident.digest:
+            return Outcome("error", f"job of setup {job.setup}, worker has {resident.digest}")
+        if job.kind == "rung":
+            return run_rung(resident, job)
+        return _readouts(resident, job) if job.kind == "readouts" else _predict(resident, job)
+    except NotFiniteError as error:
+        return Outcome("nan", str(error), epoch=job.start)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return Outcome("oom", _one_line(error), epoch=job.start)
+    except RuntimeError as error:
+        memory = "memory" in str(error).lower() and "alloc" in str(error).lower()
+        return Outcome("oom" if memory else "error", _one_line(error), epoch=job.start)
+    except Exception as error:
+        return Outcome("error", f"{type(error).__name__}: {_one_line(error)}", epoch=job.start)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _resident(setup: Setup) -> Resident:
+    """The worker's warm state; a changed setup starts afresh."""
+    if id(setup) not in _RESIDENT:
+        _RESIDENT.clear()
+        torch.set_num_threads(max(1, setup.threads))
+        network = load_backbone(setup.backbone, setup.weights, setup.image_size, setup.offline)
+        if network.facts.sha256 != setup.weights_sha256:
+            raise RuntimeError("the worker loaded other backbone weights than the driver")
+        _RESIDENT[id(setup)] = Resident(setup, setup.digest(), network, open_store(setup.images))
+    return _RESIDENT[id(setup)]
+
+
+# ---- rung ---------------------------------------------------------------------------------------
+
+
+def run_rung(resident: Resident, job: Job) -> Outcome:
+    """Trains ``job.candidate`` from ``job.start`` to ``job.stop`` and predicts the search rows."""
+    assert job.candidate is not None
+    setup, rows = resident.setup, resident.setup.rows
+    started = time.perf_counter()
+    adapted = build(resident.network, job.candidate, len(setup.classes), setup.seed, job.repeat)
+    if job.candidate.train.optimizer == "lbfgs":
+        loss, optimizer = _fit_head(resident, adapted, job.candidate), {}
+    else:
+        loss, optimizer = _train(resident, adapted, job)
+    seconds = time.perf_counter() - started
+    scores = score_rows(resident, adapted, rows["search"])
+    if not np.isfinite(scores).all():
+        raise NotFiniteError(f"scores are not finite after epoch {job.stop}")
+    cost = Cost(
+        trainable_params=adapted.trainable_params,
+        adapter_bytes=adapted.adapter_bytes,
+        train_seconds=round(seconds, 3),
+        images=len(rows["train"]) * (job.stop - job.start),
+    )
+    with new_folder(Path(setup.run_dir) / "states" / job.name) as folder:
+        save_adapter(adapted, folder, _meta(setup))
+        if optimizer and job.stop < setup.epochs:
+            save_file(optimizer, folder / "optimizer.safetensors")
+    name = f"{job.name}.npz"
+    _save_scores(setup, name, scores.astype(np.float16))
+    return Outcome("ok", "", job.stop, name, cost, job.name, loss)
+
+
+def _train(
+    resident: Resident, adapted: Adapted, job: Job
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Gradient training of one stretch, from the probe's head or from the saved state."""
+    assert job.candidate is not None
+    setup, train, optimizer = resident.setup, job.candidate.train, None
+    if job.start > 0:
+        assert job.state is not None
+        folder = Path(setup.run_dir) / "states" / job.state
+        adapted.load_tensors(load_file(folder / "adapter_model.safetensors"))
+        optimizer = load_file(folder / "optimizer.safetensors")
+    elif train.head_init == "probe":
+        readout = job.candidate.readout
+        strength = _strength(resident, readout.block, readout.pool)
+        _set_probe(resident, adapted, job.candidate, strength)
+    plan = Plan(
+        setup.rows["train"],
+        resident.store,
+        setup.kind,
+        train,
+        setup.epochs,
+        setup.batch_size,
+        job.micro_batch,
+        setup.views,
+        setup.seed,
+        job.repeat,
+        setup.precision,
+    )
+    return train_epochs(adapted, plan, job.start, job.stop, optimizer)
+
+
+def _fit_head(resident: Resident, adapted: Adapted, candidate: Candidate) -> float:
+    """The linear probe: convex, so there is nothing to pause and no seed to draw."""
+    _set_probe(resident, adapted, candidate, candidate.train.weight_decay)
+    return 0.0
+
+
+def _set_probe(
+    resident: Resident, adapted: Adapted, candidate: Candidate, strength: float
+) -> None:
+    rows = resident.setup.rows["train"]
+    assert rows.label is not None
+    weight = np.ones(rows.label.shape)
+    sample = cell_weights(rows, candidate.train.sampling)
+    if sample is not None:
+        weight *= sample[:, None]
+    if candidate.train.loss == "weighted":
+        weight *= np.where(rows.label == 1, label_weights(rows.label), 1)
+    features = _features(resident, "train", candidate.readout.block, candidate.readout.pool)
+    probe = fit_probe(features, rows.label, resident.setup.kind, strength, weight)
+    adapted.set_head(torch.from_numpy(probe.weight).float(), torch.from_numpy(probe.bias).float())
+
+
+def _strength(resident: Resident, block: int, pool: Pool) -> float:
+    """The probe's L2 strength for a head that training starts from, chosen inside train."""
+    if (block, pool) not in resident.strengths:
+        rows = resident.setup.rows["train"]
+        assert rows.label is not None
+        features = _features(resident, "train", block, pool)
+        chosen = best_strength(features, rows.label, resident.setup.kind, rows.patient)
+        resident.strengths[(block, pool)] = chosen
+    return resident.strengths[(block, pool)]
+
+
+def _features(resident: Resident, split: str, block: int, pool: Pool) -> npt.NDArray[np.float32]:
+    key = (split, block, pool)
+    if key not in resident.features:
+        setup = resident.setup
+        resident.features[key] = frozen_features(
+            resident.network,
+            resident.store,
+            setup.rows[split].index,
+            [(block, pool)],
+            setup.precision,
+            Path(setup.cache),
+        )[(block, pool)]
+    return resident.features[key]
+
+
+# ---- predictions --------------------------------------------------------------------------------
+
+
+def score_rows(resident: Resident, adapted: Adapted, rows: Rows) -> npt.NDArray[np.float32]:
+    """Logits [N, C] of the plain views, in the search's precision."""
+    facts, parts = resident.network.facts, []
+    adapted.set_train(False)
+    with torch.inference_mode(), autocast(resident.setup.precision):
+        for start in range(0, len(rows), EVAL_BATCH):
+            batch = resident.store.batch(rows.index[start : start + EVAL_BATCH])
+            logits = adapted.logits(normalize(batch, facts.mean, facts.std))
+            parts.append(logits.float().numpy())
+    return np.concatenate(parts)
+
+
+def _predict(resident: Resident, job: Job) -> Outcome:
+    """Scores rows with an adapter that is loaded from its folder and run in fp32."""
+    assert job.rows is not None
+    assert job.state is not None
+    setup = resident.setup
+    folder = Path(setup.run_dir) / "states" / job.state
+    model = load_adapter(folder, network=resident.network)
+    parts = [
+        model.logits(resident.store.batch(job.rows.index[start : start + EVAL_BATCH]))
+        for start in range(0, len(job.rows), EVAL_BATCH)
+    ]
+    name = f"{job.name}.npz"
+    _save_scores(setup, name, np.concatenate(parts).astype(np.float32))
+    return Outcome("ok", "", job.stop, name, state=job.state)
+
+
+def _save_scores(setup: Setup, name: str, scores: npt.NDArray[Any]) -> None:
+    import io
+
+    stream = io.BytesIO()
+    np.savez_compressed(stream, score=scores)
+    write_bytes(Path(setup.run_dir) / "predictions" / name, stream.getvalue(), 0o600)
+
+
+def _meta(setup: Setup) -> Mapping[str, Any]:
+    return {
+        "classes": list(setup.classes),
+        "kind": setup.kind,
+        "fit": setup.fit,
+        "weights": Path(setup.weights).name if setup.weights else None,
+    }
+
+
+# ---- readouts -----------------------------------------------------------------------------------
+
+
+def _readouts(resident: Resident, job: Job) -> Outcome:
+    """Out-of-fold scores of a linear probe at every readout, cross-validated inside train."""
+    setup, facts = resident.setup, resident.network.facts
+    rows = setup.rows["train"]
+    rows = rows.take(np.arange(0, len(rows), math.ceil(len(rows) / READOUT_ROWS)))
+    assert rows.label is not None
+    first = max(1, facts.depth // 3)
+    readouts = [(r, p) for r in range(first, facts.depth + 1) for p in facts.pools]
+    cache = Path(setup.cache)
+    features = frozen_features(
+        resident.network, resident.store, rows.index, readouts, setup.precision, cache
+    )
+    arrays: dict[str, npt.NDArray[Any]] = {"row": rows.index}
+    for block, pool in readouts:
+        x = features[(block, pool)]
+        scores, fold = out_of_fold(
+            x, rows.label, setup.kind, rows.patient, READOUT_STRENGTHS, iterations=100
+        )
+        arrays["fold"] = fold
+        for strength, score in scores.items():
+            arrays[f"{block}|{pool}|{strength}"] = score.astype(np.float32)
+    name = f"{job.name}.npz"
+    stream_path = Path(setup.run_dir) / "predictions" / name
+    import io
+
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    write_bytes(stream_path, stream.getvalue(), 0o600)
+    return Outcome("ok", predictions=name)
