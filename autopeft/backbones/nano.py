@@ -19,12 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN
-from timm.data.constants import IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg
-from timm.models import register_model
-from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, register_model
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 NAME = "autopeft_vit_nano"
 WEIGHTS = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
@@ -112,7 +109,7 @@ def checkpoint(
     return state
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def autopeft_vit_nano(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """Builds the ViT: patch 14, 384 wide, 6 heads, 6 blocks, layer scale, class token readout.
 

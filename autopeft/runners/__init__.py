@@ -1,1 +1,100 @@
-"""."""
+"""Who executes jobs: ``serial`` in this process or ``ray`` on many. The study is the same."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, cast
+
+from autopeft.errors import RunError, UserError
+from autopeft.job import Job, Outcome, Setup
+
+Function = Callable[[Setup, Job], Outcome]
+
+
+class Runner(Protocol):
+    """Takes jobs and gives outcomes. At most ``slots`` jobs are out at a time."""
+
+    slots: int
+
+    def submit(self, job: Job, name: str = "") -> None:
+        """Hands over a job; ``name`` is for people. Never blocks for long."""
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        """Blocks until at least one job is done. A dead worker's job is an ``error`` outcome."""
+
+    def close(self) -> None:
+        """Ends the workers."""
+
+
+class Resources(Protocol):
+    """The settings that a runner reads."""
+
+    @property
+    def runner(self) -> str:
+        """``serial`` or ``ray``."""
+
+    @property
+    def workers(self) -> int:
+        """Number of workers; 0 = as many as fit."""
+
+    @property
+    def gpus_per_worker(self) -> float:
+        """GPU share of a worker; 0 = decided here."""
+
+    @property
+    def quiet(self) -> bool:
+        """No word on stderr."""
+
+
+def open_runner(settings: Resources, setup: Setup, function: str = "autopeft.trial:run") -> Runner:
+    """Starts the runner that the settings ask for.
+
+    Args:
+        settings: ``runner``, ``workers``, ``gpus_per_worker``, ``quiet``.
+        setup: sent to every worker once; its ``threads`` are a worker's CPU cores.
+        function: dotted name of what does the work, ``module:function(setup, job) -> Outcome``.
+            Names cross processes, loaded objects do not.
+    """
+    if settings.runner == "ray":
+        from autopeft.runners.ray import RayRunner
+
+        return RayRunner(settings, setup, function)
+    from autopeft.runners.serial import SerialRunner
+
+    return SerialRunner(setup, function)
+
+
+def resolve(function: str) -> Function:
+    """The function behind ``module:name``."""
+    module, _, name = function.partition(":")
+    return cast(Function, getattr(importlib.import_module(module), name))
+
+
+def guarded(function: Function, setup: Setup, job: Job) -> Outcome:
+    """Runs one job; a failure becomes an outcome, the same in every runner.
+
+    Raises:
+        UserError: bad input found by a worker: it stops the run.
+        RunError: likewise.
+    """
+    try:
+        return function(setup, job)
+    except (UserError, RunError):
+        raise
+    except MemoryError as error:
+        return Outcome("oom", _one_line(error), job.start)
+    except Exception as error:  # a bug or a full disk must not take the study down
+        text = traceback.format_exc()
+        return Outcome("error", _one_line(error), job.start, extra={"traceback": text})
+
+
+def _one_line(error: BaseException) -> str:
+    where = ""
+    if error.__traceback__ is not None:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" ({Path(frame.filename).name}:{frame.lineno})"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300] + where

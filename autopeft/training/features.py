@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,8 +98,6 @@ def _file(cache: Path | None, key: str, readout: tuple[int, Pool]) -> Path | Non
 
 
 def _npy(value: Floats) -> bytes:
-    import io
-
     stream = io.BytesIO()
     np.save(stream, value, allow_pickle=False)
     return stream.getvalue()

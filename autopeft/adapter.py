@@ -1,0 +1,316 @@
+"""The adapter folder: save, load, predict, merge. peft loads it too where peft has the method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from autopeft.backbones.network import Network
+from autopeft.candidate import Candidate
+from autopeft.errors import UserError
+from autopeft.methods import canonical
+from autopeft.methods.adapted import Adapted, build
+from autopeft.methods.lora import lora_config
+from autopeft.methods.merge import merged_state
+from autopeft.version import __version__
+
+CONFIG, WEIGHTS, OURS, CARD = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "autopeft.json",
+    "README.md",
+)
+FORMAT = 1
+_PEFT_PREFIX = "base_model.model."
+_BACKBONE = ("name", "image_size", "mean", "std", "interpolation", "sha256")
+
+Floats = npt.NDArray[np.float32]
+Images = Sequence[str | Path] | npt.NDArray[np.uint8]
+
+
+def save(adapted: Adapted, folder: Path, meta: Mapping[str, Any]) -> None:
+    """Writes an adapter into an existing folder (a temporary one: ``files.new_folder``).
+
+    ``peft.PeftModel.from_pretrained`` loads the folder onto a fresh timm model when all strata are
+    LoRA and the readout is timm's own. ``load_adapter`` loads every folder.
+
+    Args:
+        adapted: the trained adapter.
+        folder: where to write.
+        meta: ``classes`` and ``kind`` (needed to predict); optional ``fit``, ``thresholds``,
+            ``weights`` (name of the weights file, None = the hub's or the wheel's), ``license``
+            (lines for the card) and anything else worth keeping as JSON.
+    """
+    candidate, facts = adapted.candidate, adapted.network.facts
+    prefix = _PEFT_PREFIX if _is_peft(adapted) else ""
+    if prefix:
+        config = lora_config(adapted.network, candidate.strata, candidate.readout)
+        config.base_model_name_or_path = f"timm/{facts.name}"
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+    else:
+        _write_json(folder / CONFIG, _own_config(adapted))
+    tensors = {f"{prefix}{k}": v.cpu().contiguous().clone() for k, v in adapted.tensors().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    ours = {
+        "format": FORMAT,
+        "version": __version__,
+        "candidate": candidate.to_dict(),
+        "fingerprint": candidate.fingerprint,
+        "backbone": {k: getattr(facts, k) for k in _BACKBONE},
+        "trainable_params": adapted.trainable_params,
+        "adapter_bytes": adapted.adapter_bytes,
+        "fit": "pad",
+        "thresholds": [],
+        "weights": None,
+        **meta,
+    }
+    _write_json(folder / OURS, ours)
+    (folder / CARD).write_text(_card(adapted, ours))
+
+
+def load_adapter(
+    folder: str | Path,
+    weights: str | None = None,
+    device: str = "cpu",
+    network: Network | None = None,
+) -> Model:
+    """Loads an adapter folder, in eval mode and float32.
+
+    Args:
+        folder: what ``save`` wrote, e.g. ``runs/NAME/best``.
+        weights: the backbone's weights file, if one was used in training.
+        device: where to run.
+        network: a backbone that is in memory already; it is not touched.
+
+    Raises:
+        UserError: no adapter folder, damaged files, or a backbone with other weights.
+    """
+    folder = Path(folder)
+    ours = _read_json(folder / OURS)
+    if ours.get("format") != FORMAT:
+        raise UserError(f"has format {ours.get('format')!r}", str(folder), "Update autopeft.")
+    network = network or _backbone(ours, weights, str(folder))
+    _check_base(network, ours["backbone"], str(folder))
+    candidate = canonical(ours["candidate"], network.facts)
+    adapted = build(network, candidate, len(ours["classes"]), seed=0, repeat=0)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot be read ({error})", str(folder / WEIGHTS)) from None
+    adapted.load_tensors({k.removeprefix(_PEFT_PREFIX): v for k, v in tensors.items()})
+    adapted.network.model.to(device)
+    adapted.head.to(device)
+    return Model(adapted, ours, torch.device(device))
+
+
+def merge(
+    source: Adapted | str | Path, weights: str | None = None, network: Network | None = None
+) -> dict[str, Tensor]:
+    """Plain timm state dict with the adapter folded in.
+
+    Args:
+        source: an adapter in memory, or its folder.
+        weights: as in ``load_adapter``.
+        network: as in ``load_adapter``.
+
+    Raises:
+        UserError: the readout is not timm's own, or the method cannot be merged.
+    """
+    if not isinstance(source, Adapted):
+        source = load_adapter(source, weights, network=network).adapted
+    return merged_state(source)
+
+
+class Model:
+    """A trained adapter on its backbone, ready to score images. Research use only.
+
+    Attributes:
+        adapted: backbone, adapter and head.
+        candidate: what was trained.
+        classes: names of the C columns.
+        kind: ``binary``, ``multiclass`` or ``multilabel``.
+        thresholds: operating point per class (probability), fitted on search; may be empty.
+        info: all of ``autopeft.json``.
+    """
+
+    def __init__(self, adapted: Adapted, info: Mapping[str, Any], device: torch.device) -> None:
+        self.adapted = adapted
+        self.info = info
+        self.device = device
+        self.candidate: Candidate = adapted.candidate
+        self.classes: tuple[str, ...] = tuple(info["classes"])
+        self.kind: str = info["kind"]
+        self.thresholds: tuple[float, ...] = tuple(info["thresholds"])
+
+    @property
+    def model(self) -> nn.Module:
+        """A module from normalized pixels [B, 3, S, S] to logits [B, C].
+
+        The timm model itself, with the adapter in it, when the readout is timm's own.
+        """
+        if self.adapted.is_own_readout:
+            own: nn.Module = self.adapted.network.model
+            return own
+        return _EarlyReadout(self.adapted)
+
+    def logits(self, images: Images, batch_size: int = 64) -> Floats:
+        """Logits [N, C], float32.
+
+        Args:
+            images: paths of image files, or decoded squares uint8 [N, S, S, 1 or 3].
+            batch_size: images a forward pass.
+
+        Raises:
+            UserError: an image cannot be read or has another size.
+        """
+        from autopeft.training.images import normalize
+
+        backbone = self.info["backbone"]
+        parts = [np.zeros((0, len(self.classes)), np.float32)]
+        for start in range(0, len(images), batch_size):
+            batch = self._decoded(images[start : start + batch_size])
+            pixels = normalize(batch, backbone["mean"], backbone["std"]).to(self.device)
+            with torch.inference_mode():
+                parts.append(self.adapted.logits(pixels).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def predict(self, images: Images, batch_size: int = 64) -> Floats:
+        """Probabilities [N, C], float32: softmax for multiclass, else sigmoid per class."""
+        z = self.logits(images, batch_size).astype(np.float64)
+        if self.kind == "multiclass":
+            e = np.exp(z - z.max(axis=1, keepdims=True))
+            return np.asarray(e / e.sum(axis=1, keepdims=True), np.float32)
+        return np.asarray(1 / (1 + np.exp(-z)), np.float32)
+
+    def _decoded(self, images: Images) -> npt.NDArray[np.uint8]:
+        """A batch of squares of the backbone's size: uint8 [B, S, S, 1 or 3]."""
+        size = self.info["backbone"]["image_size"]
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:3] != (size, size):
+                what = f"images have shape {images.shape} and type {images.dtype}"
+                fix = f"Give paths, or a uint8 array [N, {size}, {size}, 1 or 3]."
+                raise UserError(what, "predict", fix)
+            return images
+        from autopeft.training.images import decode
+
+        rows = []
+        for path in images:
+            try:
+                rows.append(decode(Path(path), size, self.info["fit"]))
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot be read ({error})", str(path)) from None
+        widest = max(row.shape[2] for row in rows)
+        return np.stack([np.broadcast_to(r, (size, size, widest)) for r in rows])
+
+
+class _EarlyReadout(nn.Module):
+    """Backbone up to the readout, then the head, as one module."""
+
+    def __init__(self, adapted: Adapted) -> None:
+        super().__init__()
+        self.backbone = adapted.network.model
+        self.head = adapted.head
+        self._logits = adapted.logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._logits(x)
+
+
+def _is_peft(adapted: Adapted) -> bool:
+    """Whether peft alone can load it: LoRA everywhere, and the head is timm's own."""
+    return adapted.is_own_readout and adapted.candidate.method == "lora"
+
+
+def _own_config(adapted: Adapted) -> dict[str, Any]:
+    """``adapter_config.json`` of a folder that peft has no class for."""
+    candidate, facts = adapted.candidate, adapted.network.facts
+    return {
+        "method": candidate.method,
+        "version": FORMAT,
+        "strata": candidate.to_dict()["strata"],
+        "readout": candidate.to_dict()["readout"],
+        "first_block": adapted.first_block,
+        "base_model_name_or_path": f"timm/{facts.name}",
+        "base_sha256": facts.sha256,
+        "num_classes": adapted.head.out_features,
+    }
+
+
+def _backbone(ours: Mapping[str, Any], weights: str | None, where: str) -> Network:
+    """The backbone that a folder names."""
+    from autopeft.backbones.weights import load_backbone
+
+    if ours["weights"] and weights is None:
+        what = f"was trained on the weights file {ours['weights']}, which is not given"
+        raise UserError(what, where, f'Pass weights="path/to/{ours["weights"]}".')
+    backbone = ours["backbone"]
+    return load_backbone(backbone["name"], weights, backbone["image_size"], False)
+
+
+def _check_base(network: Network, saved: Mapping[str, Any], where: str) -> None:
+    """Refuses a base other than the trained one: its outputs would be silently different."""
+    if network.facts.sha256 == saved["sha256"]:
+        return
+    what = (
+        f"was trained on {saved['name']} with weights {saved['sha256'][:12]}, "
+        f"this is {network.facts.name} with {network.facts.sha256[:12]}"
+    )
+    raise UserError(what, where, "Give the weights file that it was trained on.")
+
+
+def _card(adapted: Adapted, ours: Mapping[str, Any]) -> str:
+    """The model card."""
+    candidate, name = adapted.candidate, adapted.network.facts.name
+    license_lines = "".join(f"- {line}\n" for line in ours.get("license", ()))
+    thresholds = ", ".join(f"{t:.4g}" for t in ours["thresholds"]) or "none fitted"
+    how = "from autopeft import load_adapter\n\nmodel = load_adapter(FOLDER)"
+    if ours["weights"]:
+        how = how.replace("FOLDER", f'FOLDER, weights="{ours["weights"]}"')
+    peft = ""
+    if _is_peft(adapted):
+        peft = (
+            "\nOr with peft, on the same frozen weights:\n\n```python\n"
+            f'base = timm.create_model("{name}", pretrained=True, num_classes='
+            f"{len(ours['classes'])})\nmodel = peft.PeftModel.from_pretrained(base, FOLDER)\n```\n"
+        )
+    return (
+        f"---\nbase_model: timm/{name}\nlibrary_name: "
+        f"{'peft' if peft else 'autopeft'}\ntags: [autopeft, {candidate.method}]\n---\n\n"
+        f"# {candidate.title}\n\n**Research use only. Not a medical device:** not for diagnosis, "
+        "not evaluated for clinical decisions.\n\n"
+        f"- Backbone: {name}, {ours['backbone']['image_size']} px, frozen weights sha256 "
+        f"`{ours['backbone']['sha256']}`\n"
+        f"- Classes ({ours['kind']}): {', '.join(ours['classes'])}\n"
+        f"- Thresholds: {thresholds}\n"
+        f"- Trained parameters: {adapted.trainable_params:,} ({adapted.adapter_bytes:,} bytes)\n"
+        f"- Images are made square by `{ours['fit']}`\n- Fingerprint: `{candidate.fingerprint}`\n"
+        f'\n```python\n{how}\nmodel.predict(["image.png"])\n```\n{peft}'
+        + (f"\n## License\n\n{license_lines}" if license_lines else "")
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except OSError:
+        what = f"is no adapter folder: it has no {path.name}"
+        raise UserError(what, str(path.parent), "Name a folder such as runs/NAME/best.") from None
+    except ValueError as error:
+        raise UserError(f"is damaged ({error})", str(path)) from None
+    if not isinstance(value, dict):
+        raise UserError("is damaged (no mapping)", str(path))
+    return value

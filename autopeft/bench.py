@@ -1,0 +1,210 @@
+"""Trains and scores models outside of the search: baselines, confirmations, the one test.
+
+Everything is recorded in the study's journal and nothing recorded is done twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from autopeft.candidate import Candidate
+from autopeft.errors import RunError
+from autopeft.evaluation import Cost, Evaluation, Predictions
+from autopeft.job import Job, Outcome, Rows
+from autopeft.metrics.classification import fit_threshold
+from autopeft.progress import Bar
+from autopeft.runners import Runner
+from autopeft.study import Study
+
+
+@dataclass(frozen=True)
+class Model:
+    """A candidate that is compared outside of the search.
+
+    Attributes:
+        name: ``winner``, ``lora_r8`` ... as in files and report.
+        candidate: what is trained.
+    """
+
+    name: str
+    candidate: Candidate
+
+
+@dataclass(frozen=True)
+class Audience:
+    """What the driver needs to turn scores into evaluations.
+
+    Attributes:
+        run_dir: folder of the run.
+        classes: names of the labels.
+        kind: the task's kind.
+        rows: split -> rows with labels, for the splits that are open so far.
+        counted: attribute -> groups that count.
+        margin: the settings' margin.
+        setup: digest of the workers' setup.
+        epochs: length of a full training.
+        labels: attribute -> labels that its groups are scored on.
+    """
+
+    run_dir: Path
+    classes: tuple[str, ...]
+    kind: str
+    rows: dict[str, Rows]
+    counted: dict[str, tuple[str, ...]]
+    margin: float
+    setup: str
+    epochs: int
+    labels: dict[str, tuple[str, ...]] | None = None
+
+    def predictions(self, outcome: Outcome, split: str, repeat: int) -> Predictions:
+        """Stored scores with the split's targets, patients and groups."""
+        assert outcome.predictions is not None
+        with np.load(self.run_dir / "predictions" / outcome.predictions) as stored:
+            score = stored["score"]
+        return self.of(score, split, repeat)
+
+    def of(self, score: np.ndarray, split: str, repeat: int) -> Predictions:  # type: ignore[type-arg]
+        """Scores [N, C] of a split as predictions."""
+        rows = self.rows[split]
+        assert rows.label is not None
+        return Predictions(
+            score=score.astype(np.float32),
+            target=rows.label,
+            patient=rows.patient,
+            part=np.zeros(len(rows), np.int64),
+            groups=rows.groups,
+            classes=self.classes,
+            kind=self.kind,  # type: ignore[arg-type]
+            split=split,
+            repeat=repeat,
+        )
+
+    def evaluation(
+        self, predictions: Predictions, cost: Cost, reference: dict[str, float] | None = None
+    ) -> Evaluation:
+        """What an objective sees; thresholds are fitted on these predictions' split."""
+        return Evaluation(
+            search=predictions,
+            cost=cost,
+            counted=self.counted,
+            reference=reference or {},
+            thresholds=fit_threshold(predictions),
+            margin=self.margin,
+            labels=self.labels,
+        )
+
+
+@dataclass
+class Bench:
+    """Runs trainings and predictions that are due, through the study's records.
+
+    Attributes:
+        audience: data of the driver.
+        study: the journal.
+        runner: who executes jobs.
+        value: rung metric of a trained model, kept beside it in the journal.
+    """
+
+    audience: Audience
+    study: Study
+    runner: Runner
+    value: Callable[[Outcome], float | None]
+    trained: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+
+    def train(self, models: Sequence[Model], repeats: Iterable[int], role: str, bar: Bar) -> None:
+        """Trains each model for each repeat from 0 to the last epoch.
+
+        Raises:
+            RunError: a training failed, with its reason.
+        """
+        pairs = [(m, r) for m in models for r in repeats]
+        jobs = {
+            (m.candidate.fingerprint, r): Job(
+                "rung",
+                self.audience.setup,
+                m.candidate,
+                r,
+                stop=self.audience.epochs,
+            )
+            for m, r in pairs
+            if (m.candidate.fingerprint, r) not in self.trained
+        }
+        names = {m.candidate.fingerprint: m.name for m in models}
+        done = self._run(
+            list(jobs.values()), bar, lambda job: f"{role} {names[job.key[0]]}".strip()
+        )
+        for key, job in jobs.items():
+            self.trained[key] = done[job.name]
+
+    def predict(
+        self, models: Sequence[Model], repeats: Iterable[int], split: str, bar: Bar
+    ) -> dict[tuple[str, int], Predictions]:
+        """fp32 scores of saved adapters on a split.
+
+        Returns:
+            (model name, repeat) -> predictions.
+        """
+        rows = self.audience.rows[split]
+        kind = "test" if split not in ("search", "confirm") else "predict"
+        jobs = {}
+        for model in models:
+            for repeat in repeats:
+                outcome = self.trained[(model.candidate.fingerprint, repeat)]
+                jobs[(model.name, repeat)] = Job(
+                    kind,  # type: ignore[arg-type]
+                    self.audience.setup,
+                    model.candidate,
+                    repeat,
+                    stop=self.audience.epochs,
+                    state=outcome.state,
+                    rows=rows.blind(),
+                    split=split,
+                )
+        done = self._run(list(jobs.values()), bar, lambda job: split)
+        return {
+            key: self.audience.predictions(done[job.name], split, key[1])
+            for key, job in jobs.items()
+        }
+
+    def ask(self, job: Job, bar: Bar) -> Outcome:
+        """Runs one job, or gives its recorded outcome."""
+        return self._run([job], bar, lambda _: job.kind)[job.name]
+
+    def _run(
+        self, jobs: Sequence[Job], bar: Bar, role: Callable[[Job], str]
+    ) -> dict[str, Outcome]:
+        unique = {job.name: job for job in jobs}
+        done = {name: o for name, job in unique.items() if (o := self.study.done(job))}
+        due = [job for name, job in unique.items() if name not in done]
+        tries: dict[str, int] = {}
+        bar(len(done), len(unique))
+        running = 0
+        while due or running:
+            while due and running < self.runner.slots:
+                self.runner.submit(due.pop(0))
+                running += 1
+            for job, outcome in self.runner.wait():
+                running -= 1
+                again = _retry(job, outcome)
+                if again is not None and tries.get(job.name, 0) < 2:
+                    tries[job.name] = tries.get(job.name, 0) + 1
+                    due.insert(0, again)
+                    continue
+                if outcome.status != "ok":
+                    raise RunError(f"{role(job)}: {job.name} failed: {outcome.reason}")
+                value = self.value(outcome) if job.kind == "rung" else None
+                self.study.record_done(unique[job.name], outcome, role(job), value)
+                done[job.name] = outcome
+                bar(len(done), len(unique))
+        return done
+
+
+def _retry(job: Job, outcome: Outcome) -> Job | None:
+    """Half the micro-batch after out-of-memory; the same job after a worker's death."""
+    if outcome.status == "oom":
+        return replace(job, micro_batch=max(1, (job.micro_batch or 32) // 2))
+    return job if outcome.status == "error" and "worker" in outcome.reason else None

@@ -1,0 +1,239 @@
+"""`phantom`: a synthetic radiograph task, made on this machine, with biases one can plant.
+
+Nothing in it is a patient. Use it to try autopeft, to test it, and to see whether an objective
+finds a bias of known size. The images are written once and then read like any other table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from autopeft.data.film import Film, draw
+from autopeft.data.frame import build_task
+from autopeft.data.options import read_options
+from autopeft.data.table import read_csv, table_source
+from autopeft.data.task import Task
+from autopeft.errors import UserError, nearest
+from autopeft.settings import Settings
+
+GROUPS = ("sex", "age:60", "scanner")
+LABELS = ("lesion", "nodule", "opacity", "effusion")
+_VERSION = 1  # raise when the same options give other images
+_BIASED = ("sex=F", "sex=M", "age<60", "age>=60", "scanner=A", "scanner=B", "scanner=C")
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """Sizes and planted biases; each field is a ``--data-option``.
+
+    Attributes:
+        patients: number of patients.
+        images_per_patient: images of each patient.
+        size: side of an image in pixels.
+        prevalence: share of patients with a lesion (a nodule or an opacity).
+        contrast: contrast of the lesions; 1 is hard for a thumbnail and fair for a ViT.
+        shortcut: how strongly the scanner's mark goes with the label in ``shortcut_in``: 0 not at
+            all, 1 always. A reducible bias.
+        shortcut_in: the group with the shortcut.
+        weak_group: factor on the lesion contrast in ``weak_in``; below 1 an irreducible bias.
+        weak_in: the group with weaker lesions.
+        label_noise: share of the patients of ``label_noise_in`` whose lesion label is turned.
+        label_noise_in: the group with wrong labels.
+        duplicates: share of patients who are the patient before them, filmed again under another
+            id (near-duplicates across patients).
+        seed: another seed, other patients.
+    """
+
+    patients: int = 400
+    images_per_patient: int = 2
+    size: int = 128
+    prevalence: float = 0.4
+    contrast: float = 1.0
+    shortcut: float = 0.0
+    shortcut_in: str = "sex=F"
+    weak_group: float = 1.0
+    weak_in: str = "sex=F"
+    label_noise: float = 0.0
+    label_noise_in: str = "sex=F"
+    duplicates: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("patients", 1, 10**6), ("images_per_patient", 1, 100), ("size", 32, 2048),
+            ("prevalence", 0, 1), ("contrast", 0, 10), ("shortcut", 0, 1), ("weak_group", 0, 1),
+            ("label_noise", 0, 1), ("duplicates", 0, 1), ("seed", 0, 2**63 - 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(
+                    f"{value:g} is out of range", f"--data-option {name}", f"{low} to {high}."
+                )
+        for name in ("shortcut_in", "weak_in", "label_noise_in"):
+            value = getattr(self, name)
+            if value not in _BIASED:
+                raise UserError(
+                    f"{value!r} is no group", f"--data-option {name}", nearest(value, _BIASED)
+                )
+
+    @property
+    def digest(self) -> str:
+        """Ten hex digits over everything that decides the images."""
+        text = json.dumps([_VERSION, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def load_phantom(settings: Settings, cache: Path) -> Task:
+    """The phantom as a task; the images are written into ``cache`` at the first call.
+
+    Args:
+        settings: label (default ``lesion``), group (default sex, age:60, scanner), data_option.
+        cache: folder of ``phantom-<digest>/``.
+
+    Raises:
+        UserError: an unknown option or value.
+    """
+    defaults = {f.name: f.default for f in fields(Phantom)}
+    options = read_options(settings.data_option, defaults, "phantom")
+    folder = write_phantom(Phantom(**options), cache)
+    plain = replace(
+        settings,
+        label=settings.label or ("lesion",),
+        patient_column="patient_id",
+        split_column=None,
+    )
+    frame = read_csv(folder / "labels.csv")
+    source = table_source(frame, plain, folder, "phantom")
+    groups = settings.group or GROUPS
+    note = "synthetic films (phantom): no statement about any patient"
+    source = replace(source, name="phantom", notes=(note, *source.notes))
+    return build_task(source, groups, settings.split_seed)
+
+
+def write_phantom(phantom: Phantom, cache: Path) -> Path:
+    """Writes PNGs and ``labels.csv`` under a temporary name, then gives the folder its name.
+
+    Returns:
+        The folder; an existing one is used as it is.
+    """
+    folder = cache / f"phantom-{phantom.digest}"
+    if (folder / "labels.csv").exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=cache, prefix=f".{folder.name}."))
+    try:
+        (temporary / "images").mkdir()
+        records = []
+        for patient in range(phantom.patients):
+            for view in range(phantom.images_per_patient):
+                film, record = describe(phantom, patient, view)
+                image = Image.fromarray(draw(film, phantom.size))
+                image.save(temporary / record["path"], compress_level=1)
+                records.append(record)
+        pd.DataFrame(records).to_csv(temporary / "labels.csv", index=False)
+        temporary.chmod(0o755)
+        os.sync()
+        if not folder.exists():  # another process may have been faster; its films are the same
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _random(phantom: Phantom, stream: int, patient: int, view: int = 0) -> np.random.Generator:
+    """A generator of its own for each thing, so that nothing depends on how many are made."""
+    key = np.array([phantom.seed, stream], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, view, patient]))
+
+
+def _person(phantom: Phantom, patient: int) -> dict[str, Any]:
+    """Who a patient is and what they have; a duplicate is the patient before them."""
+    copied = _is_copy(phantom, patient)
+    original = patient - 1 if copied else patient
+    draws = _random(phantom, 1, original).random(8)
+    sick = bool(draws[0] < phantom.prevalence)
+    person: dict[str, Any] = {
+        "original": original,
+        "sex": "F" if draws[1] < 0.5 else "M",
+        "age": int(20 + 70 * draws[2]),
+        "scanner": "ABC"[int(np.searchsorted([0.5, 0.8], draws[3]))],
+        "nodule": sick and draws[4] < 0.65,
+        "opacity": sick and not draws[4] < 0.4,
+        "effusion": bool(draws[5] < 0.25),
+    }
+    turned = draws[6] < phantom.label_noise and in_group(person, phantom.label_noise_in)
+    return {**person, "sick": sick, "lesion": sick != turned, "copied": copied}
+
+
+def _is_copy(phantom: Phantom, patient: int) -> bool:
+    """Whether a patient is the one before them again; a copy is never copied."""
+
+    def drawn(p: int) -> bool:
+        return p > 0 and bool(_random(phantom, 2, p).random() < phantom.duplicates)
+
+    run = 0
+    while drawn(patient - run):
+        run += 1
+    return run % 2 == 1
+
+
+def in_group(person: Mapping[str, Any], group: str) -> bool:
+    """Whether a person belongs to a group such as ``sex=F`` or ``age>=60``."""
+    if group.startswith("age"):
+        return bool((person["age"] >= 60) == (group == "age>=60"))
+    attribute, _, value = group.partition("=")
+    return bool(person[attribute] == value)
+
+
+def describe(phantom: Phantom, patient: int, view: int) -> tuple[Film, dict[str, Any]]:
+    """What one image shows, and its row of ``labels.csv``.
+
+    Args:
+        phantom: sizes and biases.
+        patient: number of the patient.
+        view: number of the image.
+    """
+    person = _person(phantom, patient)
+    label = int(person["lesion"])
+    strength = phantom.shortcut if in_group(person, phantom.shortcut_in) else 0.0
+    chance = 0.5 + strength * (label - 0.5)
+    mark = bool(_random(phantom, 3, patient, view).random() < chance)
+    weak = phantom.weak_group if in_group(person, phantom.weak_in) else 1.0
+    film = Film(
+        female=person["sex"] == "F",
+        age=person["age"],
+        scanner=person["scanner"],
+        nodule=person["nodule"],
+        opacity=person["opacity"],
+        effusion=person["effusion"],
+        contrast=phantom.contrast * weak,
+        mark=mark,
+        anatomy=_random(phantom, 4, person["original"]),
+        exposure=_random(phantom, 5, patient, view),
+    )
+    record = {
+        "path": f"images/{patient:06d}_{view:02d}.png",
+        "patient_id": f"phantom{patient:06d}",
+        **{name: int(person[name]) for name in LABELS},
+        "sex": person["sex"],
+        "age": person["age"],
+        "scanner": person["scanner"],
+        # What no model may look at: the truth behind the labels.
+        "true_lesion": int(person["sick"]),
+        "mark": int(mark),
+        "contrast": film.contrast,
+        "duplicate_of": f"phantom{person['original']:06d}" if person["copied"] else "",
+    }
+    return film, record

@@ -1,0 +1,144 @@
+"""Task: what is to be learnt, and about whom. Test rows come out through one door only."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from autopeft.data.splits import SPLITS, check_disjoint
+from autopeft.evaluation import Kind
+from autopeft.job import Rows
+
+Unit = Literal["patient", "lesion", "image"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images, labels, patients, groups and splits. Rows are sorted by path.
+
+    Attributes:
+        name: name of the data set.
+        kind: ``binary`` (one class, C = 1), ``multiclass`` (one-hot) or ``multilabel``.
+        unit: what may not cross splits: a patient, a lesion, or an image where no id is known.
+        classes: names of the C columns of the labels.
+        root: folder that paths are relative to.
+        attributes: group attributes, e.g. ``("sex", "age:60")``.
+        notes: what a reader of the report must know; counts only, no path, no patient id.
+        external: names of external checks; they come through the same door as ``test``.
+    """
+
+    name: str
+    kind: Kind
+    unit: Unit
+    classes: tuple[str, ...]
+    root: Path
+    attributes: tuple[str, ...]
+    notes: tuple[str, ...]
+    external: tuple[str, ...]
+    _all: Rows = field(repr=False)
+    _split: npt.NDArray[Any] = field(repr=False)
+    _opened: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_disjoint(self._all.patient, self._split)
+        n = len(self._all)
+        assert self._all.label is not None
+        assert self._all.label.shape == (n, len(self.classes))
+        assert np.array_equal(self._all.index, np.arange(n)), "rows are not in store order"
+        assert tuple(self._all.groups) == self.attributes
+        assert set(np.unique(self._split).tolist()) <= {*SPLITS, *self.external}
+
+    @property
+    def paths(self) -> npt.NDArray[Any]:
+        """All image paths [N] relative to ``root``; ``Rows.index`` points into it."""
+        return self._all.path
+
+    @property
+    def patients(self) -> int:
+        """Number of patients (units) of the whole task."""
+        return len(np.unique(self._all.patient))
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash over paths, patients, labels, groups and splits (no file times)."""
+        h = hashlib.sha256("\0".join([self.kind, *self.classes]).encode())
+        rows = self._all
+        assert rows.label is not None
+        for column in (rows.path, rows.patient, self._split, *rows.groups.values()):
+            h.update("\0".join([*column.tolist(), ""]).encode())
+        h.update("\0".join(rows.groups).encode())
+        h.update(rows.label.tobytes())
+        return h.hexdigest()[:16]
+
+    def rows(self, split: str) -> Rows:
+        """Rows of ``train``, ``search`` or ``confirm``, and the sealed ones once opened.
+
+        Raises:
+            RuntimeError: ``test`` or an external check before ``open_test``.
+        """
+        if split in ("test", *self.external) and not self._opened:
+            raise RuntimeError(f"{split} is sealed: only open_test() hands it out, at the end")
+        return self._take(split)
+
+    def open_test(self) -> Rows:
+        """Opens the test rows (and the external checks), for the end of a run."""
+        self._opened.append("test")
+        return self._take("test")
+
+    def _take(self, split: str) -> Rows:
+        if split not in (*SPLITS, *self.external):
+            raise KeyError(f"no split {split!r}: {', '.join((*SPLITS, *self.external))}")
+        return self._all.take(np.flatnonzero(self._split == split))
+
+    def counts(self, split: str) -> pd.DataFrame:
+        """Who is in a split; counts only, so it may be asked of ``test`` at any time.
+
+        Returns:
+            One row for each class and group (``attribute`` and ``group`` are ``all`` for
+            everyone): ``class, attribute, group, images, patients, positives, negatives``.
+            The last two are patients: positive if any of their rows in the split is,
+            negative if they have a label there and none is positive.
+        """
+        rows = self._take(split)
+        members = [("all", "all", np.ones(len(rows), np.bool_))]
+        for attribute, names in rows.groups.items():
+            members += [(attribute, str(g), names == g) for g in np.unique(names)]
+        _, patient = np.unique(rows.patient, return_inverse=True)
+        assert rows.label is not None
+        table = []
+        for c, name in enumerate(self.classes):
+            for attribute, group, member in members:
+                who = patient[member]
+                positive, negative = count_patients(who, rows.label[member, c])
+                seen = (int(member.sum()), len(np.unique(who)))
+                table.append((name, attribute, group, *seen, positive, negative))
+        columns = ["class", "attribute", "group", "images", "patients", "positives", "negatives"]
+        return pd.DataFrame(table, columns=columns)
+
+    def split_table(self) -> pd.DataFrame:
+        """``path, patient_id, split`` of every row, for ``splits.csv`` (mode 0600)."""
+        return pd.DataFrame(
+            {"path": self._all.path, "patient_id": self._all.patient, "split": self._split}
+        )
+
+
+def count_patients(
+    patient: npt.NDArray[np.int64], label: npt.NDArray[np.float32]
+) -> tuple[int, int]:
+    """Positive and negative patients of one class.
+
+    Args:
+        patient: patient numbers [N] from 0.
+        label: 0, 1 or NaN [N].
+    """
+    top = np.full(int(patient.max()) + 1 if len(patient) else 0, -1.0, np.float32)
+    known = ~np.isnan(label)
+    np.maximum.at(top, patient[known], label[known])
+    return int((top == 1).sum()), int((top == 0).sum())

@@ -1,0 +1,192 @@
+"""The contract of a method: a small frozen dataclass whose fields are its options. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from autopeft.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from autopeft.backbones.facts import Facts
+    from autopeft.backbones.network import Network
+    from autopeft.candidate import Readout, Stratum
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate to start from and the range worth searching (log-uniform)."""
+
+    prior: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What a method did to a network.
+
+    Attributes:
+        trainable: name -> parameter that trains, the head excluded. A name starts with the plain
+            path of the module that it changes, so that its block can be read from it.
+        extra_loss: a loss [scalar] to add at each step, or None.
+        after_step: called with the step number after each optimizer step, or None.
+    """
+
+    trainable: dict[str, nn.Parameter]
+    extra_loss: Callable[[], Tensor] | None = None
+    after_step: Callable[[int], None] | None = None
+
+
+def integer(default: int, low: int, high: int) -> Any:
+    """An option that is a whole number in [low, high]."""
+    return field(default=default, metadata={"low": low, "high": high, "type": int})
+
+
+def number(default: float, low: float, high: float) -> Any:
+    """An option that is a real number in [low, high]."""
+    return field(default=default, metadata={"low": low, "high": high, "type": float})
+
+
+def choice(default: str, *others: str) -> Any:
+    """An option that is one of some words; the first is the default."""
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+def flag(default: bool = False) -> Any:
+    """An option that is true or false."""
+    return field(default=default, metadata={"choices": (True, False)})
+
+
+def checked(option: Field[Any], value: Any, where: str) -> Any:
+    """One option's value in its own type, floats rounded as fingerprints round them.
+
+    Raises:
+        UserError: the value is out of range; the message names option and range.
+    """
+    choices = option.metadata.get("choices")
+    if choices:
+        if isinstance(value, type(choices[0])) and value in choices:
+            return value
+        listed = ", ".join(str(c).lower() if isinstance(c, bool) else c for c in choices)
+        raise UserError(f"{option.name} = {value!r} is not possible", where, f"Choose: {listed}.")
+    kind, low, high = (option.metadata[k] for k in ("type", "low", "high"))
+    number_like = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number_like and low <= value <= high and kind(value) == value:
+        return int(value) if kind is int else rounded(value)
+    word = "a whole number" if kind is int else "a number"
+    raise UserError(
+        f"{option.name} = {value!r} is not possible",
+        where,
+        f"It must be {word} from {low:g} to {high:g}.",
+    )
+
+
+def rounded(value: float) -> float:
+    """A float with the six significant digits that a fingerprint keeps."""
+    return float(f"{float(value):.6g}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One PEFT method; an instance holds the options of one stratum.
+
+    A new method is a subclass in its own file: class variables below, options as fields made with
+    ``integer``, ``number``, ``choice`` or ``flag``, and ``inject``.
+
+    Attributes:
+        name: lower-case name, peft's own where peft has the method.
+        family: cluster of related methods (``low_rank``, ``bias`` ...).
+        paper: authors, year and arXiv number.
+        summary: one sentence for people.
+        rates: optimizer -> learning-rate prior and range.
+        mergeable: whether the result folds into a plain timm state dict.
+        takes_modules: whether ``modules`` selects modules inside a block.
+        placed: whether the method has blocks at all.
+        exclusive: whether it bears no other method on its blocks.
+        shared: options that must be equal in all strata of this method in one candidate.
+        needs_scores: whether it needs a scoring pass over training images before it starts.
+        wraps: whether ``inject`` replaces modules; such methods come after those that do not.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    paper: ClassVar[str]
+    summary: ClassVar[str]
+    rates: ClassVar[Mapping[str, Rate]]
+    mergeable: ClassVar[bool] = True
+    takes_modules: ClassVar[bool] = False
+    placed: ClassVar[bool] = True
+    exclusive: ClassVar[bool] = False
+    shared: ClassVar[tuple[str, ...]] = ()
+    needs_scores: ClassVar[bool] = False
+    wraps: ClassVar[bool] = False
+
+    @classmethod
+    def complete(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Fills defaults that depend on other options; called before validation."""
+        return dict(raw)
+
+    @classmethod
+    def make(cls, raw: Mapping[str, Any]) -> Self:
+        """An instance from plain options, validated.
+
+        Raises:
+            UserError: an unknown option (nearest name offered) or a value out of range.
+        """
+        where = f"method {cls.name}"
+        known = {f.name: f for f in fields(cls)}
+        for key in raw:
+            if key not in known:
+                raise UserError(f"unknown option {key!r}", where, nearest(key, known))
+        filled = cls.complete(raw)
+        return cls(**{k: checked(known[k], v, where) for k, v in filled.items()})
+
+    def options(self, facts: Facts) -> dict[str, Any]:
+        """All options in canonical form; options without effect on this backbone hold defaults."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def sites(self, facts: Facts, block: int) -> tuple[str, ...]:
+        """Names of the places in ``block`` that this method can change; () if there are none.
+
+        A method that takes no modules answers ``("",)``: the block as a whole.
+        """
+        if not self.takes_modules:
+            return ("",)
+        return tuple(name for name, shapes in facts.modules.items() if shapes[block])
+
+    def first_block(self, stratum: Stratum) -> int:
+        """Lowest block that the method reads a parameter into or writes to."""
+        return stratum.blocks[0]
+
+    def prefix_ok(self, stratum: Stratum) -> bool:
+        """Whether everything below ``first_block`` stays a pure function of the image."""
+        return True
+
+    def parameter_count(self, facts: Facts, stratum: Stratum, readout: Readout) -> int:
+        """Number of trained parameters by formula, the head excluded."""
+        raise NotImplementedError
+
+    @classmethod
+    def inject(cls, network: Network, strata: Sequence[Stratum], readout: Readout) -> Injection:
+        """Opens or adds this method's parameters in a forked network, for all its strata at once.
+
+        Args:
+            network: a fork; its tensors are shared with the resident one, so a parameter that
+                trains must be made the fork's own first (``network.own``).
+            strata: this method's strata of the candidate, sorted.
+            readout: where the head reads.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def fold(cls, network: Network) -> None:
+        """Folds what ``inject`` added into the plain parameters of a network of its own."""
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Option -> default value."""
+        return {f.name: f.default for f in fields(cls) if f.default is not MISSING}

@@ -1,0 +1,234 @@
+"""Fairness between groups of patients: worst group, gap, equalized odds. fairlearn's only door.
+
+The search ranks by worst-group AUROC. The gap is shown and never optimized alone: a constant
+score has gap 0, and so has hurting the better group (TRAPS A4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from autopeft.evaluation import Evaluation, Floats, Predictions
+from autopeft.metrics.classification import decisions
+from autopeft.metrics.groups import LEAST, Scored, patient_counts, scored_groups
+from autopeft.metrics.pairs import Indices, Pairs, Statistic, defined, macro, pair
+
+Counted = Mapping[str, Sequence[str]]
+
+
+def group_aurocs(
+    p: Predictions,
+    attribute: str,
+    groups: Sequence[str],
+    labels: Sequence[str] | None = None,
+    least: int = LEAST,
+) -> dict[str, float | None]:
+    """AUROC inside each group, over the labels that all scored groups of the attribute share.
+
+    Args:
+        p: predictions.
+        attribute: e.g. ``sex``.
+        groups: the groups that count.
+        labels: the labels that count, fixed before trial 1; None = all.
+        least: positive and negative patients needed.
+
+    Returns:
+        None for a group that is not scored.
+    """
+    fixed = None if labels is None else {attribute: labels}
+    found: dict[str, float | None] = dict.fromkeys(groups)
+    rows = np.arange(len(p.patient))
+    for scored in scored_groups(p, {attribute: groups}, fixed, least):
+        cells = _cells(p, scored, rows)
+        for g, group in enumerate(scored.groups):
+            own = cells[g * len(scored.columns) : (g + 1) * len(scored.columns)]
+            found[group] = Statistic(own, macro, len(rows)).value
+    return found
+
+
+def group_statistic(
+    p: Predictions, unit: Indices, group: str, counted: Counted, labels: Counted | None = None
+) -> Statistic:
+    """AUROC inside one group, over its attribute's label set, ready for patient weights."""
+    for scored in scored_groups(p, counted, labels):
+        if group in scored.groups:
+            start = scored.groups.index(group) * len(scored.columns)
+            cells = _cells(p, scored, unit)[start : start + len(scored.columns)]
+            return Statistic(cells, macro, _units(unit))
+    return Statistic((), macro, _units(unit))
+
+
+def worst_group_statistic(
+    p: Predictions, unit: Indices, counted: Counted, labels: Counted | None = None
+) -> Statistic:
+    """Lowest AUROC over all scored groups of all attributes, ready for patient weights."""
+    shapes, cells = _plan(p, unit, counted, labels)
+
+    def lowest(values: Floats) -> Floats:
+        groups = [block.mean(axis=2) for block in _blocks(values, shapes)]
+        return np.concatenate(groups, axis=1).min(axis=1)  # type: ignore[no-any-return]
+
+    return Statistic(cells, lowest, _units(unit))
+
+
+def gap_statistic(
+    p: Predictions, unit: Indices, counted: Counted, labels: Counted | None = None
+) -> Statistic:
+    """Highest minus lowest group AUROC per label, mean over labels, largest over attributes.
+
+    An attribute needs two scored groups. Biased upwards, and its percentile interval cannot
+    contain 0 (PROTOCOL 3): show intervals of paired differences only.
+    """
+    shapes, cells = _plan(p, unit, counted, labels, least_groups=2)
+
+    def widest(values: Floats) -> Floats:
+        gaps = [np.ptp(block, axis=1).mean(axis=1) for block in _blocks(values, shapes)]
+        return np.stack(gaps, axis=1).max(axis=1)  # type: ignore[no-any-return]
+
+    return Statistic(cells, widest, _units(unit))
+
+
+def worst_group_auroc(evaluation: Evaluation) -> float | None:
+    """Lowest AUROC over all counted groups of all attributes (each over its label set)."""
+    p = evaluation.search
+    rows = np.arange(len(p.patient))
+    return worst_group_statistic(p, rows, evaluation.counted, evaluation.labels).value
+
+
+def worst_group(evaluation: Evaluation) -> tuple[str, float] | None:
+    """Name and AUROC of the worst counted group."""
+    found = []
+    for attribute, groups in evaluation.counted.items():
+        labels = (evaluation.labels or {}).get(attribute)
+        values = group_aurocs(evaluation.search, attribute, groups, labels)
+        found += [(value, group) for group, value in values.items() if value is not None]
+    value, group = min(found, default=(None, ""))
+    return None if value is None else (group, value)
+
+
+def auroc_gap(evaluation: Evaluation) -> float | None:
+    """Highest minus lowest group AUROC (per label, then the mean), largest over attributes."""
+    p = evaluation.search
+    rows = np.arange(len(p.patient))
+    return gap_statistic(p, rows, evaluation.counted, evaluation.labels).value
+
+
+def label_gaps(
+    p: Predictions, attribute: str, groups: Sequence[str], labels: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Gap of each label of the attribute's label set; the largest is shown beside the mean."""
+    fixed = None if labels is None else {attribute: labels}
+    unit, found = np.arange(len(p.patient)), {}
+    for scored in scored_groups(p, {attribute: groups}, fixed):
+        if len(scored.groups) < 2:
+            continue
+        shape = [(len(scored.groups), len(scored.columns))]
+        every = Statistic(_cells(p, scored, unit), lambda v: v, len(unit))
+        (block,) = _blocks(every.values(np.ones((len(unit), 1))), shape)
+        for k, c in enumerate(scored.columns):
+            gap = defined(np.ptp(block[0, :, k]))
+            if gap is not None:
+                found[p.classes[c]] = gap
+    return found
+
+
+def equalized_odds_difference(evaluation: Evaluation) -> float | None:
+    """Largest difference between groups in TPR or FPR at the frozen thresholds.
+
+    Mean over the attribute's label set, largest over attributes (Hardt et al. 2016, through
+    fairlearn). fairlearn says 0 for the rate of a group without positives or negatives; here
+    such a group is never handed to it: only groups scored on counts are, and one that lost its
+    rows to undefined thresholds makes the answer None (TRAPS A1, A2).
+    """
+    # fairlearn loads pandas and scikit-learn, seconds that most callers of this file never need.
+    from fairlearn.metrics import equalized_odds_difference as difference
+
+    p, worst = evaluation.search, []
+    if not evaluation.thresholds:
+        return None
+    made = decisions(p, evaluation.thresholds)
+    for scored in scored_groups(p, evaluation.counted, evaluation.labels):
+        if len(scored.groups) < 2:
+            continue
+        names, gaps = p.groups[scored.attribute], []
+        for c in scored.columns:
+            rows = np.isin(names, scored.groups) & ~np.isnan(made[:, c])
+            target, decided, member = p.target[rows, c], made[rows, c], names[rows]
+            if not _both_labels(target, member, scored.groups):
+                return None
+            gaps.append(
+                difference(
+                    target.astype(int), decided.astype(int), sensitive_features=member.astype(str)
+                )
+            )
+        worst.append(float(np.mean(gaps)))
+    return max(worst, default=None)
+
+
+def missed_findings(
+    p: Predictions,
+    attribute: str,
+    groups: Sequence[str],
+    thresholds: Sequence[float | None],
+    least: int = LEAST,
+) -> dict[str, dict[str, float | None]]:
+    """Share of positive rows below the frozen threshold, group -> class -> share.
+
+    None where the group has fewer than ``least`` positive patients or no threshold exists.
+    """
+    made = decisions(p, thresholds)
+    positive, _ = patient_counts(p, attribute, groups)
+    found: dict[str, dict[str, float | None]] = {}
+    for g, group in enumerate(groups):
+        found[group] = {}
+        for c, label in enumerate(p.classes):
+            rows = (p.groups[attribute] == group) & (p.target[:, c] == 1)
+            known = positive[g, c] >= max(least, 1) and thresholds[c] is not None
+            found[group][label] = float((made[rows, c] == 0).mean()) if known else None
+    return found
+
+
+def _cells(p: Predictions, scored: Scored, unit: Indices) -> tuple[Pairs, ...]:
+    """Pairs of each group and label, group by group."""
+    found = []
+    for group in scored.groups:
+        rows = np.flatnonzero(p.groups[scored.attribute] == group)
+        part = p.part[rows]
+        found += [
+            pair(p.score[rows, c], p.target[rows, c], unit[rows], part) for c in scored.columns
+        ]
+    return tuple(found)
+
+
+def _plan(
+    p: Predictions,
+    unit: Indices,
+    counted: Counted,
+    labels: Counted | None,
+    least_groups: int = 1,
+) -> tuple[list[tuple[int, int]], tuple[Pairs, ...]]:
+    """(groups, labels) of each attribute, and the cells of all attributes one after the other."""
+    shapes: list[tuple[int, int]] = []
+    cells: tuple[Pairs, ...] = ()
+    for scored in scored_groups(p, counted, labels):
+        if len(scored.groups) >= least_groups:
+            shapes.append((len(scored.groups), len(scored.columns)))
+            cells += _cells(p, scored, unit)
+    return shapes, cells
+
+
+def _blocks(values: Floats, shapes: Sequence[tuple[int, int]]) -> list[Floats]:
+    """Cuts [B, cells] into one [B, groups, labels] for each attribute."""
+    ends = np.cumsum([g * n for g, n in shapes])[:-1]
+    parts = np.split(values, ends, axis=1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _units(unit: Indices) -> int:
+    return int(unit.max()) + 1 if len(unit) else 0
+
+
+def _both_labels(target: Floats, member: Floats, groups: Sequence[str]) -> bool:
+    return all(set(target[member == group]) == {0.0, 1.0} for group in groups)

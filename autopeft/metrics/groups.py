@@ -1,0 +1,186 @@
+"""Which groups and labels are scored, decided on counts alone, and the table that shows them.
+
+Nothing here looks at a score before it has decided what is scored, so the set of groups cannot
+vary between two models on the same patients (PROTOCOL 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autopeft.evaluation import Predictions
+from autopeft.metrics.classification import auroc_binary, decisions
+from autopeft.metrics.pairs import Indices
+
+UNKNOWN = "unknown"
+LEAST = 10  # positive and negative patients from which a counted group is scored (PROTOCOL 3)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is scored of one attribute.
+
+    Attributes:
+        attribute: e.g. ``sex``.
+        groups: the groups that are scored.
+        columns: the labels (columns) that are scorable in all of these groups.
+    """
+
+    attribute: str
+    groups: tuple[str, ...]
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group and one label in the table of groups.
+
+    Attributes:
+        attribute: e.g. ``sex``.
+        group: e.g. ``sex=F``; ``unknown`` is counted, never scored.
+        label: class name.
+        images: rows of the group with a known label.
+        positives: patients with a positive row.
+        negatives: patients with known rows, none of them positive.
+        auroc: None where fewer than 10 + 10 patients.
+        missed: share of positive rows below the frozen threshold (1 - sensitivity), or None.
+    """
+
+    attribute: str
+    group: str
+    label: str
+    images: int
+    positives: int
+    negatives: int
+    auroc: float | None
+    missed: float | None = None
+
+    @property
+    def text(self) -> str:
+        """``.861``, or ``n/a (12+/3-)`` where it is not scored."""
+        if self.auroc is None:
+            return f"n/a ({self.positives}+/{self.negatives}-)"
+        return f"{self.auroc:.3f}"
+
+
+def patient_index(p: Predictions) -> tuple[Indices, int]:
+    """Index [N] of each row's patient (by sorted id) and the number of patients."""
+    ids, index = np.unique(p.patient, return_inverse=True)
+    return index, len(ids)
+
+
+def patient_counts(
+    p: Predictions, attribute: str, groups: Sequence[str]
+) -> tuple[Indices, Indices]:
+    """Positive and negative patients, each [groups, C].
+
+    A patient is positive when any of their rows in the group is, negative when they have known
+    rows and none is positive.
+    """
+    unit, count = patient_index(p)
+    positive, negative = (np.zeros((len(groups), len(p.classes)), dtype=np.intp) for _ in "+-")
+    for g, group in enumerate(groups):
+        rows = p.groups[attribute] == group
+        for c in range(len(p.classes)):
+            y = p.target[rows, c]
+            has = np.bincount(unit[rows][y == 1], minlength=count) > 0
+            known = np.bincount(unit[rows][~np.isnan(y)], minlength=count) > 0
+            positive[g, c], negative[g, c] = has.sum(), (known & ~has).sum()
+    return positive, negative
+
+
+def scorable_labels(
+    p: Predictions, counted: Mapping[str, Sequence[str]], least: int
+) -> dict[str, tuple[str, ...]]:
+    """For each attribute the labels with ``least`` + ``least`` patients in all its counted groups.
+
+    Called once, on ``search``, with ``--min-group``; the answer is fixed before trial 1.
+    """
+    found = {}
+    for attribute, groups in counted.items():
+        enough = _enough(p, attribute, groups, least).all(axis=0)
+        found[attribute] = tuple(np.array(p.classes, dtype=object)[enough])
+    return found
+
+
+def scored_groups(
+    p: Predictions,
+    counted: Mapping[str, Sequence[str]],
+    labels: Mapping[str, Sequence[str]] | None = None,
+    least: int = LEAST,
+) -> tuple[Scored, ...]:
+    """Applies the label-set rule: for one attribute, the labels scorable in all its groups.
+
+    A counted group in which fewer than half of the labels have ``least`` + ``least`` patients is
+    left out (counts only); the labels are then those that all remaining groups can score. When
+    fewer than half of the labels are left (or were left at the start, in ``labels``), the
+    attribute has no summary, only values per label.
+
+    Args:
+        p: predictions (only targets, patients and groups are read).
+        counted: attribute -> groups that count, fixed before trial 1.
+        labels: attribute -> labels that count, fixed before trial 1; None or absent = all.
+        least: patients needed on either side.
+
+    Returns:
+        One entry for each attribute with something to score.
+    """
+    found = []
+    for attribute, groups in counted.items():
+        allowed = (labels or {}).get(attribute, p.classes)
+        columns = np.array([c for c, name in enumerate(p.classes) if name in allowed], dtype=int)
+        known = [g for g in groups if g != UNKNOWN]
+        if not known or not len(columns) or 2 * len(columns) < len(p.classes):
+            continue
+        enough = _enough(p, attribute, known, least)[:, columns]
+        kept = 2 * enough.sum(axis=1) >= len(columns)
+        common = enough[kept].all(axis=0)
+        if kept.any() and 2 * common.sum() >= len(columns):
+            names = tuple(g for g, k in zip(known, kept, strict=True) if k)
+            found.append(Scored(attribute, names, tuple(int(c) for c in columns[common])))
+    return tuple(found)
+
+
+def group_table(
+    p: Predictions,
+    attributes: Sequence[str] | None = None,
+    thresholds: Sequence[float | None] | None = None,
+    least: int = LEAST,
+) -> list[GroupRow]:
+    """Every group and label with counts, AUROC and missed findings.
+
+    Args:
+        p: predictions.
+        attributes: which attributes; None = all.
+        thresholds: frozen operating points (probability); None = no missed findings.
+        least: patients on either side from which a group is scored.
+    """
+    made = None if thresholds is None else decisions(p, thresholds)
+    rows = []
+    for attribute in p.groups if attributes is None else attributes:
+        names = sorted(set(p.groups[attribute].tolist()), key=lambda g: (g == UNKNOWN, g))
+        positive, negative = patient_counts(p, attribute, names)
+        for g, group in enumerate(names):
+            member = p.groups[attribute] == group
+            for c, label in enumerate(p.classes):
+                y = p.target[member, c]
+                enough = min(positive[g, c], negative[g, c]) >= least and group != UNKNOWN
+                value = auroc_binary(p.score[member, c], y, p.part[member]) if enough else None
+                missed = None
+                if made is not None and enough and not np.isnan(made[member, c][y == 1]).any():
+                    missed = float((made[member, c][y == 1] == 0).mean())
+                seen = int((~np.isnan(y)).sum())
+                counts = int(positive[g, c]), int(negative[g, c])
+                rows.append(GroupRow(attribute, group, label, seen, *counts, value, missed))
+    return rows
+
+
+def _enough(
+    p: Predictions, attribute: str, groups: Sequence[str], least: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """[groups, C]: whether group and label have enough patients on both sides."""
+    positive, negative = patient_counts(p, attribute, groups)
+    return (positive >= max(least, 1)) & (negative >= max(least, 1))

@@ -1,0 +1,340 @@
+"""Intervals over patients: bootstrap, paired differences, recipes over seeds, and the verdict.
+
+The unit is the patient: a resample draws patients with replacement and takes all their rows
+(TRAPS A7). Everything that is compared is computed on the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from autopeft.evaluation import Floats, Predictions
+from autopeft.metrics.classification import auroc_statistic
+from autopeft.metrics.fairness import (
+    Counted,
+    gap_statistic,
+    group_statistic,
+    worst_group_statistic,
+)
+from autopeft.metrics.groups import patient_index
+from autopeft.metrics.pairs import Indices, defined
+
+MetricName = str | Callable[[Predictions], float | None]
+Verdict = Literal["better", "not worse", "worse", "cannot tell"]
+
+# Fewer defined resamples than this share and the interval would describe a selection of them.
+_DEFINED = 0.5
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its two-sided percentile (or t) interval.
+
+    Attributes:
+        value: the metric, or difference, on the data itself.
+        low: lower bound, alpha / 2.
+        high: upper bound, 1 - alpha / 2.
+        floor: one-sided lower bound at alpha (non-inferiority, PROTOCOL 4).
+        se: standard error.
+        patients: how many patients carry it.
+        dropped: resamples left out because a class or group was missing in them.
+    """
+
+    value: float
+    low: float
+    high: float
+    floor: float
+    se: float
+    patients: int
+    dropped: int = 0
+
+    def to_dict(self) -> dict[str, float]:
+        """``value``, ``low`` and ``high``, as ``result.json`` holds them."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+class _Weighted(Protocol):
+    """A metric that can be computed under patient weights [U, B]."""
+
+    def values(self, weight: Floats) -> Floats: ...
+
+
+def bootstrap(
+    p: Predictions | Sequence[Predictions],
+    metric: MetricName = "auroc",
+    n: int = 2000,
+    seed: int = 0,
+    alpha: float = 0.05,
+    counted: Counted | None = None,
+    labels: Counted | None = None,
+) -> Interval | None:
+    """Percentile interval over resampled patients (Efron & Tibshirani 1993, chapter 13).
+
+    Args:
+        p: predictions of one model, or a list of repeats on the same rows (their mean).
+        metric: ``auroc``, ``worst_group_auroc``, ``auroc:NAME`` of one class or one group
+            (``auroc:sex=F``), or any function of predictions (slow: rows are copied).
+        n: resamples.
+        seed: seed of the draws.
+        alpha: 1 - coverage.
+        counted: attribute -> groups that count, for metrics of groups.
+        labels: attribute -> labels that count, fixed before trial 1; None = all.
+
+    Returns:
+        None where the metric is undefined, with fewer than two patients, or when more than half
+        of the resamples are undefined. Undefined resamples are dropped and counted. None also for
+        ``auroc_gap`` of one model: a resampled gap is biased upwards, so that its percentile
+        interval cannot contain 0 and may miss the value itself (PROTOCOL 3). Pair it instead.
+    """
+    if metric == "auroc_gap":
+        return None
+    repeats = [p] if isinstance(p, Predictions) else list(p)
+    return _interval(repeats, [], metric, n, seed, alpha, counted, labels)
+
+
+def paired(
+    a: Predictions | Sequence[Predictions],
+    b: Predictions | Sequence[Predictions],
+    metric: MetricName = "auroc",
+    n: int = 2000,
+    seed: int = 0,
+    alpha: float = 0.05,
+    counted: Counted | None = None,
+    labels: Counted | None = None,
+) -> Interval | None:
+    """Interval of metric(a) - metric(b) on the same rows, with the same draws for both.
+
+    Args:
+        a: predictions, or a list of repeats (their mean is compared).
+        b: the same rows scored by the other model; the number of repeats may differ.
+        metric: as in `bootstrap`, or ``auroc_gap``.
+        n: resamples.
+        seed: seed of the draws.
+        alpha: 1 - coverage.
+        counted: as in `bootstrap`.
+        labels: as in `bootstrap`.
+
+    Returns:
+        As `bootstrap`. Of a model with itself it is exactly 0.
+
+    Raises:
+        ValueError: the predictions are not on the same rows.
+    """
+    first = [a] if isinstance(a, Predictions) else list(a)
+    second = [b] if isinstance(b, Predictions) else list(b)
+    return _interval(first, second, metric, n, seed, alpha, counted, labels)
+
+
+def recipe_interval(
+    repeats: Sequence[Predictions],
+    baseline: Sequence[Predictions] | None = None,
+    metric: MetricName = "auroc",
+    n: int = 2000,
+    seed: int = 0,
+    alpha: float = 0.05,
+    counted: Counted | None = None,
+    labels: Counted | None = None,
+) -> Interval | None:
+    """Interval for the recipe: what another training with it would do on other patients.
+
+    Variance = patient variance of the mean over repeats + seed variance / S; t with S - 1 degrees
+    of freedom (PROTOCOL 2). Repeat s of the recipe is paired with repeat s of the baseline, for
+    both used the same seed.
+
+    Args:
+        repeats: S repeats on the same rows.
+        baseline: S repeats of the baseline; None = the recipe's own value.
+        metric: as in `bootstrap`, and so are the other arguments.
+        n: resamples.
+        seed: seed of the draws.
+        alpha: 1 - coverage.
+        counted: as in `bootstrap`.
+        labels: as in `bootstrap`.
+
+    Returns:
+        None for fewer than three repeats, and as `bootstrap`.
+
+    Raises:
+        ValueError: another number of repeats for the baseline, or other rows.
+    """
+    from scipy.special import stdtrit
+
+    others = list(baseline or [])
+    if others and len(others) != len(repeats):
+        raise ValueError(f"{len(repeats)} repeats cannot be paired with {len(others)}")
+    if len(repeats) < 3:
+        return None
+    patient = _interval(list(repeats), others, metric, n, seed, alpha, counted, labels)
+    if patient is None:
+        return None
+    points = _points(list(repeats), metric, counted, labels)
+    if others:
+        points = points - _points(others, metric, counted, labels)
+    s = len(points)
+    se = float(np.sqrt(patient.se**2 + points.var(ddof=1) / s))
+    wide, one_sided = (float(stdtrit(s - 1, 1 - share)) for share in (alpha / 2, alpha))
+    value = patient.value
+    return Interval(
+        value,
+        value - wide * se,
+        value + wide * se,
+        value - one_sided * se,
+        se,
+        patient.patients,
+        patient.dropped,
+    )
+
+
+def verdict(interval: Interval | None, margin: float) -> Verdict:
+    """What the paired interval of winner minus baseline may be called (PROTOCOL 6).
+
+    In this order: ``better`` when low > 0; ``not worse`` when low > -margin (also when the whole
+    interval lies between -margin and 0: worse, but by less than the margin that was declared to
+    matter); ``worse`` when high < 0; else ``cannot tell``. No interval: ``cannot tell``.
+
+    Args:
+        interval: higher = the winner is better.
+        margin: the declared non-inferiority margin, >= 0.
+    """
+    if interval is None:
+        return "cannot tell"
+    if interval.low > 0:
+        return "better"
+    if interval.low > -margin:
+        return "not worse"
+    return "worse" if interval.high < 0 else "cannot tell"
+
+
+def non_inferior(interval: Interval | None, margin: float) -> bool:
+    """Whether the one-sided lower bound of the paired difference lies above -margin (PROTOCOL 4).
+
+    False also when there is no interval: then accuracy is "not shown to be kept".
+    """
+    return interval is not None and interval.floor > -margin
+
+
+def levelled_down(groups: Mapping[str, Interval | None], margin: float) -> tuple[str, ...]:
+    """Groups that certainly lost more than the margin against the baseline (PROTOCOL 4).
+
+    Args:
+        groups: group -> paired interval of winner minus baseline.
+        margin: the declared margin.
+    """
+    return tuple(g for g, i in groups.items() if i is not None and i.high < -margin)
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """Any metric, resampled by copying rows: one call of the function for each resample."""
+
+    p: Predictions
+    unit: Indices
+    function: Callable[[Predictions], float | None]
+
+    def values(self, weight: Floats) -> Floats:
+        found = np.full(weight.shape[1], np.nan)
+        for b in range(weight.shape[1]):
+            rows = np.repeat(np.arange(len(self.unit)), weight[self.unit, b].astype(int))
+            value = self.function(self.p.take(rows))
+            found[b] = np.nan if value is None else value
+        return found
+
+
+def _prepared(
+    p: Predictions,
+    unit: Indices,
+    metric: MetricName,
+    counted: Counted | None,
+    labels: Counted | None,
+) -> _Weighted:
+    """The metric on these predictions, sorted once."""
+    if callable(metric):
+        return _Copied(p, unit, metric)
+    if metric == "auroc":
+        return auroc_statistic(p, unit)
+    if metric == "worst_group_auroc":
+        return worst_group_statistic(p, unit, counted or {}, labels)
+    if metric == "auroc_gap":
+        return gap_statistic(p, unit, counted or {}, labels)
+    kind, _, name = metric.partition(":")
+    if kind == "auroc" and name in p.classes:
+        return auroc_statistic(p, unit, (name,))
+    if kind == "auroc" and any(name in groups for groups in (counted or {}).values()):
+        return group_statistic(p, unit, name, counted or {}, labels)
+    raise ValueError(f"no interval is known for metric {metric!r}")
+
+
+def _interval(
+    a: list[Predictions],
+    b: list[Predictions],
+    metric: MetricName,
+    n: int,
+    seed: int,
+    alpha: float,
+    counted: Counted | None,
+    labels: Counted | None,
+) -> Interval | None:
+    _check_same_rows([*a, *b])
+    unit, patients = patient_index(a[0])
+    first, second = (
+        [_prepared(p, unit, metric, counted, labels) for p in side] for side in (a, b)
+    )
+    value = defined(_difference(first, second, np.ones((patients, 1)))[0])
+    if value is None or patients < 2:
+        return None
+    drawn = [_difference(first, second, w) for w in _weights(patients, len(unit), n, seed)]
+    found = np.concatenate(drawn)
+    kept = found[np.isfinite(found)]
+    if len(kept) < max(2, _DEFINED * n):
+        return None
+    low, high, floor = np.quantile(kept, [alpha / 2, 1 - alpha / 2, alpha]).tolist()
+    return Interval(value, low, high, floor, float(kept.std(ddof=1)), patients, n - len(kept))
+
+
+def _difference(a: list[_Weighted], b: list[_Weighted], weight: Floats) -> Floats:
+    value = np.mean([m.values(weight) for m in a], axis=0)
+    return value - np.mean([m.values(weight) for m in b], axis=0) if b else value  # type: ignore[no-any-return]
+
+
+def _points(
+    repeats: list[Predictions],
+    metric: MetricName,
+    counted: Counted | None,
+    labels: Counted | None,
+) -> Floats:
+    """The metric of each repeat on all patients, [S]."""
+    unit, patients = patient_index(repeats[0])
+    one = np.ones((patients, 1))
+    values = [_prepared(p, unit, metric, counted, labels).values(one)[0] for p in repeats]
+    return np.array(values)
+
+
+def _weights(patients: int, rows: int, n: int, seed: int) -> Iterator[Floats]:
+    """Blocks [patients, B] that hold how often each resample drew each patient; B sums to n."""
+    rng = np.random.default_rng(seed)
+    # A block of rows x B float64 stays near 2.5 MB: inside the second-level cache it runs twice
+    # as fast as with all resamples at once.
+    size = int(np.clip(320_000 // max(rows, 1), 8, 256))
+    for start in range(0, n, size):
+        b = min(size, n - start)
+        drawn = rng.integers(0, patients, (b, patients)) + patients * np.arange(b)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=b * patients).reshape(b, patients)
+        yield np.ascontiguousarray(counts.T, dtype=np.float64)
+
+
+def _check_same_rows(every: list[Predictions]) -> None:
+    first = every[0]
+    for other in every[1:]:
+        same = (
+            other.score.shape == first.score.shape
+            and np.array_equal(other.patient, first.patient)
+            and np.array_equal(other.target, first.target, equal_nan=True)
+            and other.groups.keys() == first.groups.keys()
+            and all(np.array_equal(v, other.groups[k]) for k, v in first.groups.items())
+        )
+        if not same:
+            raise ValueError("predictions to be compared are not on the same rows")

@@ -1,0 +1,84 @@
+"""What a run will be judged by, written before it starts; its log; and the test ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autopeft.errors import RunError
+from autopeft.files import lock, write_text
+
+
+def write_protocol(run_dir: Path, content: Mapping[str, Any]) -> str:
+    """Writes ``protocol.yaml`` once; a later start must agree with it.
+
+    Returns:
+        sha256 of the file, first 16 hex digits.
+
+    Raises:
+        RunError: the file there says something else (it was edited, or the code changed).
+    """
+    text = "# Declared before the first trial. The verdict follows it mechanically.\n"
+    text += yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False)
+    path = run_dir / "protocol.yaml"
+    if path.exists():
+        if path.read_text() != text:
+            raise RunError(f"{path} differs from what this run would declare; take a new --name")
+    else:
+        write_text(path, text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def log(run_dir: Path, event: str, **facts: Any) -> None:
+    """Appends one event to ``log.jsonl`` and flushes it to the disk. No patient ids, no paths."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    append_line(run_dir / "log.jsonl", {"time": now, "event": event, **facts})
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Appends one JSON line; a torn last line of a killed process is closed first."""
+    torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+    with path.open("a") as stream:
+        stream.write(("\n" if torn else "") + json.dumps(value) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines; a torn line is left out."""
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def look(runs_dir: Path, patients: Sequence[str], run: str) -> int:
+    """Enters a look at test patients in the ledger of all runs.
+
+    Args:
+        runs_dir: folder of all runs; the ledger is ``test_ledger.jsonl`` in it.
+        patients: the test patients; only their hash is written.
+        run: the run's name; the same run looks once, however often it is resumed.
+
+    Returns:
+        Which look at these patients this is: 1 for the first run.
+    """
+    key = hashlib.sha256("\0".join(sorted(set(map(str, patients)))).encode()).hexdigest()[:32]
+    ledger = runs_dir / "test_ledger.jsonl"
+    with lock(runs_dir / ".test_ledger.lock"):
+        runs = [e["run"] for e in read_lines(ledger) if e.get("patients") == key]
+        if run not in runs:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            append_line(ledger, {"time": now, "patients": key, "run": run})
+            runs.append(run)
+    return runs.index(run) + 1

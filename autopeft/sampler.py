@@ -1,0 +1,164 @@
+"""What to try next: the space sampled on an in-memory study made from the journal.
+
+A trial that stopped early has no final value, so the journal's study is not what a sampler should
+learn from. At each ask a study is built in memory from every candidate's values at one rung, the
+highest with at least ten results (BOHB's rule); candidates without a value there are left out,
+untold ones are RUNNING, which Optuna's samplers avoid (constant liar). Candidates that diverged
+are PRUNED, which TPE ranks below everything that has a value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from autopeft.candidate import Candidate
+from autopeft.errors import UserError, nearest
+from autopeft.schedule import informative_rung
+from autopeft.study import Entry, Study
+
+AGAIN = 20  # asks of the sampler before a random one, when every answer is already known
+RANDOM = 100  # random asks before the space counts as exhausted
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A candidate that is not in the study yet, with the parameters that gave it."""
+
+    candidate: Candidate
+    params: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    system: Mapping[str, Any]
+
+
+def stable_seed(seed: int, asked: int) -> int:
+    """A seed for the ask number ``asked``, so that a resumed study does not replay itself."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{asked}".encode()).digest()[:4])
+
+
+def make_sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
+    """An Optuna sampler by the name that ``--sampler`` has for it.
+
+    Args:
+        name: ``tpe``, ``random``, ``nsga2`` or ``gp``.
+        seed: seed of this ask.
+        trials: length of the study, for the size of nsga2's generations.
+
+    Raises:
+        UserError: no such sampler.
+    """
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if name == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    if name == "nsga2":
+        # Optuna's 50 would leave a study of 32 trials in its random first generation.
+        size = min(50, max(8, trials // 4))
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=size)
+    if name == "gp":
+        return optuna.samplers.GPSampler(seed=seed)
+    known = ("tpe", "random", "nsga2", "gp")
+    raise UserError(f"{name!r} is no sampler", "--sampler", nearest(name, known))
+
+
+@dataclass(frozen=True)
+class Proposer:
+    """Asks for candidates, each of them new.
+
+    Attributes:
+        study: the journal.
+        suggest: draws one raw candidate (``Space.ask``) and makes it canonical.
+        defaults: warm starts, as parameters by name; at most a third of ``trials`` are used.
+        stops: epochs of the rungs.
+        sampler: name of the sampler.
+        seed: the settings' ``--seed``.
+        trials: the settings' ``--trials``.
+    """
+
+    study: Study
+    suggest: Callable[[optuna.trial.Trial], Candidate]
+    defaults: Sequence[Mapping[str, Any]]
+    stops: tuple[int, ...]
+    sampler: str = "tpe"
+    seed: int = 0
+    trials: int = 32
+
+    def ask(self) -> Proposal | None:
+        """A candidate that is not in the study: sampled, else drawn at random.
+
+        Returns:
+            None where the space seems to be exhausted.
+        """
+        entries = self.study.entries
+        known = {entry.candidate.fingerprint for entry in entries}
+        seed = stable_seed(self.seed, len(entries))
+        for name, tries in ((self.sampler, AGAIN), ("random", RANDOM)):
+            study = self._memory(name, seed)
+            warm = name == self.sampler and len(entries) < self.trials // 3
+            if warm and len(entries) < len(self.defaults):
+                study.enqueue_trial(dict(self.defaults[len(entries)]))
+            for _ in range(tries):
+                trial = study.ask()
+                candidate = self.suggest(trial)
+                if candidate.fingerprint not in known:
+                    found = study.get_trials(deepcopy=False)[trial.number]
+                    return Proposal(candidate, found.params, found.distributions, _system(found))
+                # Left as it is: RUNNING, so the next ask avoids it; never told.
+        return None
+
+    def _memory(self, name: str, seed: int) -> optuna.Study:
+        """The study that the sampler sees."""
+        study = optuna.create_study(
+            directions=list(self.study.directions),
+            sampler=make_sampler(name, seed, self.trials),
+        )
+        if name != "random":
+            level = {stop: index for index, stop in enumerate(self.stops)}
+            results = {
+                e.number: {level[epoch]: m.value for epoch, m in e.rungs.items()}
+                for e in self.study.entries
+            }
+            rung = informative_rung(results, len(self.stops) - 1)
+            epoch = None if rung is None else self.stops[rung]
+            study.add_trials(
+                [t for e in self.study.entries if (t := _lesson(e, epoch)) is not None]
+            )
+        return study
+
+
+def _lesson(entry: Entry, epoch: int | None) -> FrozenTrial | None:
+    """What a sampler learns from one candidate, from its values at ``epoch``."""
+    # What never pauses has no value at a lower rung: its final one counts there too.
+    epochs = [e for e in entry.rungs if epoch is not None and e >= epoch]
+    measured = entry.rungs[min(epochs)] if epochs else None
+    values: list[float] | None = None
+    constraints: dict[str, float] = {}
+    if measured is not None and not measured.flaw:
+        state = TrialState.COMPLETE
+        values = [float(v) for v in measured.values if v is not None]
+        constraints = {k: float(v) for k, v in measured.violations.items() if v is not None}
+    elif entry.state == "running":
+        state = TrialState.RUNNING
+    elif entry.state == "fail" and entry.reason.startswith("nan"):
+        state = TrialState.PRUNED
+    else:
+        return None
+    return optuna.trial.create_trial(
+        state=state,
+        values=values,
+        params=dict(entry.params),
+        distributions=dict(entry.distributions),
+        system_attrs=dict(entry.system),
+        constraints=constraints or None,
+    )
+
+
+def _system(trial: FrozenTrial) -> dict[str, Any]:
+    """The sampler's own notes on a trial (nsga2's generation); not the enqueued parameters."""
+    return {k: v for k, v in trial.system_attrs.items() if k.startswith("NSGA")}

@@ -1,0 +1,224 @@
+"""From the front to the answer: reference, finalists, the winner on confirm, the contrast.
+
+The search ranks on ``search`` patients; whoever wins there is partly lucky. So a few finalists are
+trained again with fresh seeds and the winner is chosen on ``confirm`` patients (PROTOCOL 1, 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autopeft.backbones.facts import Facts
+from autopeft.bench import Audience, Bench, Model
+from autopeft.candidate import Pool
+from autopeft.evaluation import Cost, Evaluation, Predictions
+from autopeft.job import Job, Outcome
+from autopeft.metrics import METRICS
+from autopeft.metrics.classification import auroc
+from autopeft.metrics.intervals import Interval, paired
+from autopeft.objective import Objective
+from autopeft.progress import Bar
+from autopeft.study import Entry, Study
+
+Scored = Mapping[tuple[str, int], Predictions]
+
+
+@dataclass(frozen=True)
+class ReadoutChoice:
+    """Where a linear probe reads best, by cross-validation inside train.
+
+    Attributes:
+        block: after how many blocks.
+        pool: how tokens are pooled.
+        strength: L2 strength.
+        table: (block, pool) -> out-of-fold AUROC at its best strength.
+    """
+
+    block: int
+    pool: Pool
+    strength: float
+    table: Mapping[str, float]
+
+
+def choose_readout(bench: Bench, facts: Facts, bar: Bar) -> ReadoutChoice:
+    """Scores every readout by out-of-fold AUROC on train patients; search is not consulted."""
+    job = Job("readouts", bench.audience.setup, split="train")
+    outcome = bench.ask(job, bar)
+    assert outcome.predictions is not None
+    rows = bench.audience.rows["train"]
+    best: tuple[float, int, Pool, float] | None = None
+    table: dict[str, float] = {}
+    with np.load(bench.audience.run_dir / "predictions" / outcome.predictions) as stored:
+        position = np.searchsorted(rows.index, stored["row"])
+        subset = rows.take(position)
+        for key in sorted(set(stored.files) - {"row", "fold"}):
+            block, pool, strength = key.split("|")
+            value = auroc(_folds(bench.audience, subset, stored[key], stored["fold"])) or 0.0
+            table[f"{block}|{pool}"] = max(value, table.get(f"{block}|{pool}", 0.0))
+            ranked = (value, int(block), pool, float(strength))
+            if best is None or ranked[0] > best[0]:
+                best = ranked  # type: ignore[assignment]
+    assert best is not None
+    return ReadoutChoice(best[1], best[2], best[3], table)
+
+
+def _folds(audience: Audience, rows: Any, score: Any, fold: Any) -> Predictions:
+    assert rows.label is not None
+    return Predictions(
+        score=score,
+        target=rows.label,
+        patient=rows.patient,
+        part=fold,
+        groups=rows.groups,
+        classes=audience.classes,
+        kind=audience.kind,
+        split="train",
+    )
+
+
+def reference_values(
+    bench: Bench, models: Sequence[Model], repeats: Sequence[int], objective: Objective
+) -> dict[str, float]:
+    """The utility floor's reference: the best baseline's mean over seeds on ``search``.
+
+    Returns:
+        Metric -> value, for every metric that the objective names (plain AUROC always).
+    """
+    names = {"auroc", objective.rung, objective.primary, *objective.references}
+    values: dict[str, float] = {}
+    for name in sorted(names & set(METRICS)):
+        means = []
+        for model in models:
+            found = [
+                METRICS[name](
+                    _on_search(bench, bench.trained[(model.candidate.fingerprint, r)], r)
+                )
+                for r in repeats
+            ]
+            if all(v is not None for v in found):
+                means.append(float(np.mean([v for v in found if v is not None])))
+        if means:
+            best = max if METRICS[name].direction == "maximize" else min
+            values[name] = float(f"{best(means):.6g}")
+    return values
+
+
+def _on_search(bench: Bench, outcome: Outcome, repeat: int) -> Evaluation:
+    assert outcome.cost is not None
+    return bench.audience.evaluation(
+        bench.audience.predictions(outcome, "search", repeat), outcome.cost
+    )
+
+
+def evaluations(
+    study: Study, audience: Audience, reference: dict[str, float]
+) -> list[tuple[Entry, Evaluation]]:
+    """Every fully trained trial with its evaluation on ``search``."""
+    found = []
+    for entry in study.entries:
+        if entry.state == "complete" and entry.last is not None:
+            outcome = entry.last.outcome
+            assert outcome.cost is not None
+            predictions = audience.predictions(outcome, "search", 0)
+            found.append((entry, audience.evaluation(predictions, outcome.cost, reference)))
+    return found
+
+
+def finalists(
+    pool: Sequence[tuple[Entry, Evaluation]], objective: Objective, count: int
+) -> tuple[list[Entry], list[Entry], bool]:
+    """The rule's pick, then its pick without the first, and so on.
+
+    Returns:
+        The finalists (the first is what search alone would have chosen), the whole front, and
+        whether any trial met the constraints.
+    """
+    left = list(pool)
+    front = objective.front([e for _, e in left])
+    whole = [left[i][0] for i in front]
+    chosen: list[Entry] = []
+    while left and len(chosen) < count:
+        indices = list(objective.front([e for _, e in left]))
+        pick = indices[objective.choose([left[i][1] for i in indices])]
+        chosen.append(left.pop(pick)[0])
+    return chosen, whole, front.feasible
+
+
+def ranking_metric(objective: Objective, audience: Audience, sample: Predictions) -> str:
+    """The metric that ranks on ``confirm``: the primary one, or AUROC where it is undefined."""
+    evaluation = audience.evaluation(sample, Cost(0, 0))
+    value = METRICS[objective.primary](evaluation)
+    return "auroc" if value is None else objective.primary
+
+
+def repeats_of(scored: Scored, name: str, repeats: Sequence[int]) -> list[Predictions]:
+    """Predictions of one model, repeat by repeat."""
+    return [scored[(name, r)] for r in repeats]
+
+
+def mean_value(audience: Audience, metric: str, predictions: Sequence[Predictions]) -> float:
+    """Mean of a metric over repeats; -inf where undefined."""
+    values = [METRICS[metric](audience.evaluation(p, Cost(0, 0))) for p in predictions]
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if len(known) == len(values) and known else -np.inf
+
+
+def compare(
+    audience: Audience,
+    metric: str,
+    a: Sequence[Predictions],
+    b: Sequence[Predictions],
+    alpha: float = 0.05,
+) -> Interval | None:
+    """Paired interval of a minus b over the same patients (means over repeats)."""
+    labels = audience.labels
+    return paired(list(a), list(b), metric, alpha=alpha, counted=audience.counted, labels=labels)
+
+
+def choose_winner(
+    models: Sequence[Model],
+    costs: Mapping[str, Cost],
+    scored: Scored,
+    repeats: Sequence[int],
+    metric: str,
+    audience: Audience,
+) -> Model:
+    """Among finalists within one paired standard error of the best, the smallest.
+
+    Args:
+        models: the finalists; the first is search's own pick.
+        costs: model name -> cost.
+        scored: (name, repeat) -> predictions on ``confirm``.
+        repeats: the fresh seeds.
+        metric: what ranks.
+        audience: groups that count.
+    """
+    by_name = {m.name: repeats_of(scored, m.name, repeats) for m in models}
+    values = {name: mean_value(audience, metric, p) for name, p in by_name.items()}
+    best = max(models, key=lambda m: values[m.name])
+    near = [best]
+    for model in models:
+        if model is best:
+            continue
+        gap = compare(audience, metric, by_name[best.name], by_name[model.name])
+        if gap is not None and gap.value <= gap.se:
+            near.append(model)
+    return min(near, key=lambda m: (costs[m.name].trainable_params, -values[m.name]))
+
+
+def strongest(
+    models: Sequence[Model],
+    scored: Scored,
+    repeats: Sequence[int],
+    metric: str,
+    audience: Audience,
+) -> Model:
+    """The baseline with the best mean on ``confirm``: the winner's opponent on ``test``."""
+    return max(
+        models,
+        key=lambda m: mean_value(audience, metric, repeats_of(scored, m.name, repeats)),
+    )

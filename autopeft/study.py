@@ -1,0 +1,425 @@
+"""The Optuna study: open or resume, record, tell. The journal is the single source of truth.
+
+One journal file holds two plain Optuna studies, which ``optuna-dashboard`` opens:
+
+``search``   the trials, one a candidate, told COMPLETE, PRUNED or FAIL with a reason.
+``confirm``  baselines and confirmations, one a training, and everything else done once.
+
+Only the driver writes. Each fact is one journal line, appended and flushed before it is acted on,
+so that a driver killed between any two lines resumes from what the lines say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import optuna
+import pandas as pd
+from optuna.distributions import BaseDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from autopeft.candidate import Candidate
+from autopeft.errors import RunError
+from autopeft.files import write_bytes
+from autopeft.job import Job, Outcome
+
+Direction = Literal["maximize", "minimize"]
+State = Literal["running", "complete", "pruned", "fail"]
+_TOLD: dict[State, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "fail": TrialState.FAIL,
+}
+_STATES: dict[TrialState, State] = {v: k for k, v in _TOLD.items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one rung gave.
+
+    Attributes:
+        outcome: the worker's answer.
+        value: the objective's rung metric, by which trials are promoted.
+        values: the objective's terms, None where undefined.
+        violations: constraint -> violation, feasible when <= 0; None where undefined.
+    """
+
+    outcome: Outcome
+    value: float
+    values: tuple[float | None, ...]
+    violations: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def flaw(self) -> str:
+        """Why this cannot be told as COMPLETE; empty when it can."""
+        named = {f"objective term {i}": v for i, v in enumerate(self.values)}
+        named |= {f"constraint {name}": v for name, v in self.violations.items()}
+        for name, value in named.items():
+            if value is None or not math.isfinite(value):
+                return f"{name} is undefined ({value})"
+        return ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trial of the search as the journal has it.
+
+    Attributes:
+        number: Optuna's trial number.
+        candidate: what is trained.
+        state: ``running`` covers queued, training and paused: not yet told.
+        params: the sampled parameters by name, e.g. ``lora.r``.
+        distributions: their ranges.
+        system: Optuna's own attributes of the trial (nsga2 keeps its generation there).
+        rungs: epoch -> what was measured there.
+        attempts: epoch -> failed attempts to reach it, oldest first.
+        reason: why it failed.
+    """
+
+    number: int
+    candidate: Candidate
+    state: State = "running"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    system: Mapping[str, Any] = field(default_factory=dict)
+    rungs: Mapping[int, Measured] = field(default_factory=dict)
+    attempts: Mapping[int, tuple[Outcome, ...]] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained and recorded; 0 at the start."""
+        return max(self.rungs, default=0)
+
+    @property
+    def last(self) -> Measured | None:
+        """What the highest rung gave."""
+        return self.rungs[self.epoch] if self.rungs else None
+
+
+class Study:
+    """Both studies of a run and their mirror in memory.
+
+    The caller holds the run's lock: a second writer would not be seen here.
+
+    Args:
+        folder: the run's folder; ``study.journal`` lies in it.
+        directions: ``maximize`` or ``minimize`` for each term of the objective.
+        names: the terms' names, for ``frame``.
+    """
+
+    def __init__(self, folder: Path, directions: Sequence[str], names: Sequence[str] = ()) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.directions = cast(tuple[Direction, ...], tuple(directions))
+        self.names = tuple(names)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "study.journal"
+        self.torn = repair(path)
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        self._search = _open(storage, "search", self.directions)
+        self._confirm = _open(storage, "confirm", ("maximize",))
+        self._entries = {t.number: _read(t) for t in self._search.get_trials(deepcopy=False)}
+        self._facts: dict[str, Any] = dict(self._search.user_attrs)
+        self._done = _read_done(self._confirm)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All trials of the search, by number."""
+        return tuple(self._entries.values())
+
+    def entry(self, number: int) -> Entry:
+        """One trial of the search."""
+        return self._entries[number]
+
+    # ---- facts that are set once -------------------------------------------------------------
+
+    def fact(self, name: str) -> Any:
+        """A study attribute set earlier (``reference``, ``readout`` ...), or None."""
+        return self._facts.get(name)
+
+    def fix(self, name: str, value: Any) -> Any:
+        """Sets a study attribute once and for all; setting it again to an equal value is fine.
+
+        Raises:
+            RunError: it was set to something else before.
+        """
+        value = json.loads(json.dumps(value, allow_nan=False))
+        if name in self._facts:
+            if self._facts[name] != value:
+                raise RunError(f"{name} of this run is {self._facts[name]}, not {value}")
+            return value
+        self._search.set_user_attr(name, value)
+        self._facts[name] = value
+        return value
+
+    # ---- the search --------------------------------------------------------------------------
+
+    def add(
+        self,
+        candidate: Candidate,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        system: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        """Adds a candidate as a RUNNING trial: parameters and candidate in one journal line."""
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions=dict(distributions),
+            user_attrs={
+                "candidate": json.loads(candidate.to_json()),
+                "fingerprint": candidate.fingerprint,
+                "title": candidate.title,
+            },
+            system_attrs=dict(system or {}),
+        )
+        self._search.add_trial(trial)
+        number = len(self._entries)
+        entry = Entry(
+            number, candidate, "running", dict(params), dict(distributions), dict(system or {})
+        )
+        self._entries[number] = entry
+        return entry
+
+    def record_rung(self, number: int, measured: Measured) -> Entry:
+        """Records what a rung gave. From here on it is never trained again."""
+        epoch = measured.outcome.epoch
+        entry = self._entries[number]
+        self._trial(number).set_user_attr(f"rung/{epoch}", _measured_dict(measured))
+        return self._keep(replace(entry, rungs={**entry.rungs, epoch: measured}))
+
+    def record_attempt(self, number: int, stop: int, outcome: Outcome) -> Entry:
+        """Records that a worker did not reach epoch ``stop``."""
+        entry = self._entries[number]
+        attempts = (*entry.attempts.get(stop, ()), outcome)
+        self._trial(number).set_user_attr(f"attempts/{stop}", [o.to_dict() for o in attempts])
+        return self._keep(replace(entry, attempts={**entry.attempts, stop: attempts}))
+
+    def complete(self, number: int) -> Entry:
+        """Tells a fully trained trial with the values and constraints of its last rung."""
+        entry = self._entries[number]
+        assert entry.last is not None, f"trial {number} has nothing to tell"
+        assert not entry.last.flaw, entry.last.flaw
+        trial = self._trial(number)
+        # Constraints come before tell: a trial without one would count as feasible. Those that a
+        # killed driver already set are kept.
+        for name in sorted(entry.last.violations.keys() - trial.constraints.keys()):
+            trial.set_constraint(name, float(entry.last.violations[name]))  # type: ignore[arg-type]
+        self._search.tell(trial, [float(v) for v in entry.last.values if v is not None])
+        return self._keep(replace(entry, state="complete"))
+
+    def prune(self, number: int) -> Entry:
+        """Tells a trial that stays where it is."""
+        self._search.tell(self._trial(number), state=TrialState.PRUNED)
+        return self._keep(replace(self._entries[number], state="pruned"))
+
+    def fail(self, number: int, reason: str) -> Entry:
+        """Tells a trial that cannot go on."""
+        trial = self._trial(number)
+        trial.set_user_attr("reason", reason)
+        self._search.tell(trial, state=TrialState.FAIL)
+        return self._keep(replace(self._entries[number], state="fail", reason=reason))
+
+    # ---- what is done once: baselines, confirmations, predictions -----------------------------
+
+    def done(self, job: Job) -> Outcome | None:
+        """The recorded outcome of a job outside of the search, by (kind, name), or None."""
+        return self._done.get(_once(job))
+
+    def record_done(
+        self, job: Job, outcome: Outcome, role: str = "", value: float | None = None
+    ) -> None:
+        """Records a job outside of the search, so that it is never done again.
+
+        A training becomes a trial of the study ``confirm``; any other job an attribute of it.
+
+        Args:
+            job: what was asked.
+            outcome: what came back.
+            role: what for, e.g. ``baseline lora_r8`` or ``confirm``.
+            value: the training's rung metric on ``search``.
+        """
+        if job.kind == "rung" and job.candidate is not None:
+            finite = outcome.status == "ok" and value is not None and math.isfinite(value)
+            trial = optuna.trial.create_trial(
+                state=TrialState.COMPLETE if finite else TrialState.FAIL,
+                values=[float(value)] if finite and value is not None else None,
+                user_attrs={
+                    "done": _once(job),
+                    "role": role,
+                    "candidate": json.loads(job.candidate.to_json()),
+                    "fingerprint": job.candidate.fingerprint,
+                    "repeat": job.repeat,
+                    "part": job.part,
+                    "outcome": outcome.to_dict(),
+                    "reason": outcome.reason,
+                },
+            )
+            self._confirm.add_trial(trial)
+        else:
+            self._confirm.set_user_attr(f"done/{_once(job)}", outcome.to_dict())
+        self._done[_once(job)] = outcome
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    def frame(self) -> pd.DataFrame:
+        """One row a trial, for ``trials.csv``: state, values, cost, reason and parameters."""
+        rows = []
+        for entry in self.entries:
+            last = entry.last
+            cost = last.outcome.cost if last else None
+            names = self.names or tuple(f"value_{i}" for i in range(len(self.directions)))
+            values = last.values if last else (None,) * len(names)
+            constraints = last.violations if last else {}
+            rows.append(
+                {
+                    "number": entry.number,
+                    "state": entry.state,
+                    "method": entry.candidate.method,
+                    "title": entry.candidate.title,
+                    "fingerprint": entry.candidate.fingerprint,
+                    "epochs": entry.epoch,
+                    "rung_value": last.value if last else None,
+                    **dict(zip(names, values, strict=True)),
+                    **{f"violation {k}": v for k, v in constraints.items()},
+                    "trainable_params": cost.trainable_params if cost else None,
+                    "adapter_bytes": cost.adapter_bytes if cost else None,
+                    "train_seconds": _seconds(entry),
+                    "reason": entry.reason,
+                    **entry.params,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def states_needed(self) -> set[str]:
+        """State folders that the search may still need; every other one may be removed.
+
+        The last state of what is not told yet, and the final one of what is fully trained.
+        """
+        kept = [e.last for e in self.entries if e.state in ("running", "complete")]
+        return {m.outcome.state for m in kept if m and m.outcome.state}
+
+    def _trial(self, number: int) -> optuna.trial.Trial:
+        """A handle for attributes, constraints and tell (Optuna's ask would sample anew)."""
+        found = self._search.get_trials(deepcopy=False)[number]
+        return optuna.trial.Trial(self._search, found._trial_id)
+
+    def _keep(self, entry: Entry) -> Entry:
+        self._entries[entry.number] = entry
+        return entry
+
+
+def repair(path: Path) -> int:
+    """Cuts a torn tail off a journal, back to its last whole line.
+
+    A driver killed inside an append leaves half a line, and Optuna refuses the file from then on.
+    The bytes are kept beside it as ``study.journal.torn-<offset>``. A lock that a killed driver
+    left behind is removed (the caller holds the run's own lock), or Optuna would wait for it.
+
+    Returns:
+        The number of bytes cut off.
+    """
+    for stale in path.parent.glob(f"{path.name}.lock*"):
+        stale.unlink()
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    while end and not _is_json(line := data[data.rfind(b"\n", 0, end - 1) + 1 : end]):
+        end -= len(line)
+    if end < len(data):
+        write_bytes(path.with_name(f"{path.name}.torn-{end}"), data[end:])
+        os.truncate(path, end)
+    return len(data) - end
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _open(storage: JournalStorage, name: str, directions: Sequence[Direction]) -> optuna.Study:
+    # The journal's studies never sample: that happens in memory (autopeft.sampler).
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        directions=list(directions),
+        sampler=optuna.samplers.RandomSampler(),
+        load_if_exists=True,
+    )
+    found = tuple(d.name.lower() for d in study.directions)
+    if found != tuple(directions):
+        raise RunError(f"the journal's directions are {found}, the objective's {directions}")
+    return study
+
+
+def _read(trial: FrozenTrial) -> Entry:
+    """A trial of the journal as an entry."""
+    attrs = trial.user_attrs
+    rungs = {int(k[5:]): _measured(v) for k, v in attrs.items() if k.startswith("rung/")}
+    attempts = {
+        int(k[9:]): tuple(Outcome.from_dict(o) for o in v)
+        for k, v in attrs.items()
+        if k.startswith("attempts/")
+    }
+    return Entry(
+        trial.number,
+        Candidate.from_dict(attrs["candidate"]),
+        _STATES.get(trial.state, "running"),
+        trial.params,
+        trial.distributions,
+        trial.system_attrs,
+        dict(sorted(rungs.items())),
+        attempts,
+        attrs.get("reason", ""),
+    )
+
+
+def _read_done(study: optuna.Study) -> dict[str, Outcome]:
+    prefix = "done/"
+    done = {
+        k.removeprefix(prefix): Outcome.from_dict(v)
+        for k, v in study.user_attrs.items()
+        if k.startswith(prefix)
+    }
+    for trial in study.get_trials(deepcopy=False):
+        done[trial.user_attrs["done"]] = Outcome.from_dict(trial.user_attrs["outcome"])
+    return done
+
+
+def _once(job: Job) -> str:
+    return f"{job.kind}/{job.name}"
+
+
+def _measured_dict(measured: Measured) -> dict[str, Any]:
+    return {
+        "outcome": measured.outcome.to_dict(),
+        "value": measured.value,
+        "values": list(measured.values),
+        "violations": dict(measured.violations),
+    }
+
+
+def _measured(value: Mapping[str, Any]) -> Measured:
+    return Measured(
+        Outcome.from_dict(value["outcome"]),
+        value["value"],
+        tuple(value["values"]),
+        dict(value["violations"]),
+    )
+
+
+def _seconds(entry: Entry) -> float:
+    costs = [m.outcome.cost for m in entry.rungs.values()]
+    return sum(c.train_seconds for c in costs if c)
