@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from autopeft.backbones.catalog import OWN
 from autopeft.backbones.network import Network
 from autopeft.candidate import Candidate
 from autopeft.errors import UserError
@@ -99,6 +100,9 @@ def load_adapter(
     ours = _read_json(folder / OURS)
     if ours.get("format") != FORMAT:
         raise UserError(f"has format {ours.get('format')!r}", str(folder), "Update autopeft.")
+    absent = {"candidate", "backbone", "classes", "kind"} - ours.keys()
+    if absent:
+        raise UserError(f"lacks {', '.join(sorted(absent))}", str(folder / OURS))
     network = network or _backbone(ours, weights, str(folder))
     _check_base(network, ours["backbone"], str(folder))
     candidate = canonical(ours["candidate"], network.facts)
@@ -271,32 +275,57 @@ def _check_base(network: Network, saved: Mapping[str, Any], where: str) -> None:
 def _card(adapted: Adapted, ours: Mapping[str, Any]) -> str:
     """The model card."""
     candidate, name = adapted.candidate, adapted.network.facts.name
-    license_lines = "".join(f"- {line}\n" for line in ours.get("license", ()))
+    lines = "".join(f"- {line}\n" for line in ours.get("license", ()))
     thresholds = ", ".join(f"{t:.4g}" for t in ours["thresholds"]) or "none fitted"
-    how = "from autopeft import load_adapter\n\nmodel = load_adapter(FOLDER)"
-    if ours["weights"]:
-        how = how.replace("FOLDER", f'FOLDER, weights="{ours["weights"]}"')
-    peft = ""
-    if _is_peft(adapted):
-        peft = (
-            "\nOr with peft, on the same frozen weights:\n\n```python\n"
-            f'base = timm.create_model("{name}", pretrained=True, num_classes='
-            f"{len(ours['classes'])})\nmodel = peft.PeftModel.from_pretrained(base, FOLDER)\n```\n"
-        )
-    return (
-        f"---\nbase_model: timm/{name}\nlibrary_name: "
-        f"{'peft' if peft else 'autopeft'}\ntags: [autopeft, {candidate.method}]\n---\n\n"
-        f"# {candidate.title}\n\n**Research use only. Not a medical device:** not for diagnosis, "
-        "not evaluated for clinical decisions.\n\n"
-        f"- Backbone: {name}, {ours['backbone']['image_size']} px, frozen weights sha256 "
-        f"`{ours['backbone']['sha256']}`\n"
-        f"- Classes ({ours['kind']}): {', '.join(ours['classes'])}\n"
-        f"- Thresholds: {thresholds}\n"
-        f"- Trained parameters: {adapted.trainable_params:,} ({adapted.adapter_bytes:,} bytes)\n"
-        f"- Images are made square by `{ours['fit']}`\n- Fingerprint: `{candidate.fingerprint}`\n"
-        f'\n```python\n{how}\nmodel.predict(["image.png"])\n```\n{peft}'
-        + (f"\n## License\n\n{license_lines}" if license_lines else "")
+    given = f', weights="{ours["weights"]}"' if ours["weights"] else ""
+    library = "peft" if _is_peft(adapted) else "autopeft"
+    return f"""---
+base_model: timm/{name}
+library_name: {library}
+tags: [autopeft, {candidate.method}]
+---
+
+# {candidate.title}
+
+**Research use only. Not a medical device:** not for diagnosis, not evaluated for clinical use.
+
+- Backbone: {name}, {ours["backbone"]["image_size"]} px, sha256 of the frozen weights
+  `{ours["backbone"]["sha256"]}`
+- Classes ({ours["kind"]}): {", ".join(ours["classes"])}
+- Thresholds: {thresholds}
+- Images are made square by `{ours["fit"]}`
+- Trained parameters: {adapted.trainable_params:,} ({adapted.adapter_bytes:,} bytes)
+- Fingerprint: `{candidate.fingerprint}`
+
+```python
+from autopeft import load_adapter
+
+model = load_adapter("FOLDER"{given})
+model.predict(["image.png"])
+```
+{_peft_usage(adapted, ours) if library == "peft" else ""}{"## License" if lines else ""}
+
+{lines}"""
+
+
+def _peft_usage(adapted: Adapted, ours: Mapping[str, Any]) -> str:
+    """How to load the folder with peft alone."""
+    facts = adapted.network.facts
+    size = f", img_size={facts.image_size}" if facts.family == "vit" else ""
+    weights = (
+        f"the weights of `{ours['weights']}`" if ours["weights"] else "its pretrained weights"
     )
+    own = "import autopeft.backbones.nano  # makes the backbone known to timm\n"
+    return f"""
+Or with peft alone, on the timm model with {weights}:
+
+```python
+{own if facts.name == OWN else ""}base = timm.create_model(
+    "{facts.name}", pretrained={not ours["weights"]}, num_classes={len(ours["classes"])}{size}
+)
+model = peft.PeftModel.from_pretrained(base, "FOLDER").eval()  # takes normalized pixels
+```
+"""
 
 
 def _write_json(path: Path, value: Any) -> None:

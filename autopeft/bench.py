@@ -13,7 +13,7 @@ import numpy as np
 
 from autopeft.candidate import Candidate
 from autopeft.errors import RunError
-from autopeft.evaluation import Cost, Evaluation, Predictions
+from autopeft.evaluation import Cost, Evaluation, Floats, Kind, Predictions
 from autopeft.job import Job, Outcome, Rows
 from autopeft.metrics.classification import fit_threshold
 from autopeft.progress import Bar
@@ -52,7 +52,7 @@ class Audience:
 
     run_dir: Path
     classes: tuple[str, ...]
-    kind: str
+    kind: Kind
     rows: dict[str, Rows]
     counted: dict[str, tuple[str, ...]]
     margin: float
@@ -67,7 +67,7 @@ class Audience:
             score = stored["score"]
         return self.of(score, split, repeat)
 
-    def of(self, score: np.ndarray, split: str, repeat: int) -> Predictions:  # type: ignore[type-arg]
+    def of(self, score: Floats, split: str, repeat: int) -> Predictions:
         """Scores [N, C] of a split as predictions."""
         rows = self.rows[split]
         assert rows.label is not None
@@ -78,7 +78,7 @@ class Audience:
             part=np.zeros(len(rows), np.int64),
             groups=rows.groups,
             classes=self.classes,
-            kind=self.kind,  # type: ignore[arg-type]
+            kind=self.kind,
             split=split,
             repeat=repeat,
         )
@@ -207,4 +207,4 @@ def _retry(job: Job, outcome: Outcome) -> Job | None:
     """Half the micro-batch after out-of-memory; the same job after a worker's death."""
     if outcome.status == "oom":
         return replace(job, micro_batch=max(1, (job.micro_batch or 32) // 2))
-    return job if outcome.status == "error" and "worker" in outcome.reason else None
+    return job if outcome.reason.startswith("worker died") else None

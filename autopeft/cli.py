@@ -232,7 +232,7 @@ def methods(as_json: Json = False) -> None:
 @app.command()
 def backbones(as_json: Json = False) -> None:
     """List backbones that autopeft is tested with; any timm ViT or CNN of these families works."""
-    from autopeft.backbones.weights import list_backbones
+    from autopeft.backbones.catalog import list_backbones
 
     _table([dataclasses.asdict(b) for b in list_backbones()], as_json)
 

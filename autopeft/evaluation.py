@@ -54,7 +54,7 @@ class Predictions:
         if self.kind == "multiclass":
             e = np.exp(z - z.max(axis=1, keepdims=True))
             return e / e.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
-        return 1 / (1 + np.exp(-z))  # type: ignore[no-any-return]
+        return 1 / (1 + np.exp(-z))
 
     def take(self, rows: npt.NDArray[Any]) -> Predictions:
         """The same predictions for some rows (index or boolean mask [N])."""
@@ -87,7 +87,7 @@ class Evaluation:
         cost: what the training cost.
         counted: attribute -> the group values that count, fixed before trial 1 (PROTOCOL 3).
         reference: metric -> value of the strongest baseline on search, frozen before trial 1.
-        thresholds: operating point per class (probability), fitted on search.
+        thresholds: operating point per class (probability), fitted on search, or None.
         train: predictions on a subsample of the training rows, when asked for.
         probe: predictions on the probe rows (non-members), when asked for.
         margin: the settings' ``--margin``.
@@ -98,7 +98,7 @@ class Evaluation:
     cost: Cost
     counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reference: Mapping[str, float] = field(default_factory=dict)
-    thresholds: tuple[float, ...] = ()
+    thresholds: tuple[float | None, ...] = ()
     train: Predictions | None = None
     probe: Predictions | None = None
     margin: float = 0.01

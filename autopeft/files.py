@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from autopeft.errors import UserError
 
@@ -83,32 +83,47 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Holds an exclusive lock on a file for as long as the block runs.
 
     The kernel drops the lock when the process dies, so nothing stale can remain.
 
+    Args:
+        path: the file; its folder is made when absent.
+        wait: wait until another process lets go of it.
+
     Raises:
-        UserError: another process holds it; the message names pid, host and time.
+        UserError: another process drives this run; the message names pid, host and time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.seek(0)
-            owner = stream.read().strip() or "another process"
-            raise UserError(
-                f"this run is being driven by {owner}",
-                str(path.parent),
-                "Wait for it to finish, or stop it, or take a new --name.",
-            ) from None
+    with _locked(path, wait) as stream:
         stream.seek(0)
         stream.truncate()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         stream.write(f"pid {os.getpid()} on {os.uname().nodename} since {now}\n")
         stream.flush()
         yield
+
+
+def _locked(path: Path, wait: bool) -> IO[str]:
+    """The file, opened and locked."""
+    while True:
+        stream = path.open("a+")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            stream.seek(0)
+            owner = stream.read().strip() or "another process"
+            stream.close()
+            raise UserError(
+                f"this run is being driven by {owner}",
+                str(path.parent),
+                "Wait for it to finish, or stop it, or take a new --name.",
+            ) from None
+        # While we waited, its holder may have removed the file: then it locks nothing any more.
+        if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
+            return stream
+        stream.close()
 
 
 def inside(root: Path, relative: str) -> Path:

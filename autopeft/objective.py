@@ -9,18 +9,17 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-
-import numpy as np
 
 from autopeft import plugins
 from autopeft.errors import UserError, nearest
 from autopeft.evaluation import Evaluation
 from autopeft.metrics import METRICS, Direction
+from autopeft.metrics.front import Front, Values, select_front
+from autopeft.metrics.intervals import COMPARABLE
 
 Measure = str | Callable[[Evaluation], float | None]
-Values = tuple[float | None, ...]
 
 # The violation of a constraint that cannot be computed: finite, because Optuna reads a missing or
 # NaN constraint as feasible (TRAPS B2, B5), and JSON holds no infinity.
@@ -188,25 +187,6 @@ worst_group = Rule(
 
 
 @dataclass(frozen=True)
-class Front:
-    """The evaluations worth choosing from.
-
-    Attributes:
-        indices: feasible and non-dominated; without any feasible one, the least violating.
-        feasible: False when no evaluation met every constraint: the report must say so.
-    """
-
-    indices: tuple[int, ...]
-    feasible: bool
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-@dataclass(frozen=True)
 class Objective:
     """What is optimized, under which constraints, and how one winner is chosen.
 
@@ -214,8 +194,9 @@ class Objective:
         terms: one or more quantities; several make a Pareto front.
         constraints: what a candidate must keep to be on the front.
         choose: front (list of evaluations) -> index of the winner.
-        rung: the named metric by which trials are promoted; it must rank half-trained models.
-        primary: the named metric of the verdict's contrast and of the ranking on ``confirm``.
+        rung: the named metric by which trials are promoted: higher is better, also half-trained.
+        primary: the named metric of the verdict's contrast and of the ranking on ``confirm``:
+            higher is better, and paired intervals of it are known.
         needs: what the evaluations must hold; what the named metrics need is added.
         shown: named metrics that are reported but never optimized.
         description: plain words; taken from the file's docstring when empty.
@@ -238,11 +219,18 @@ class Objective:
         named = [t.metric for t in self.terms] + [c.metric for c in self.constraints]
         for metric in (self.rung, self.primary, *self.shown):
             _check_metric(metric)
-        if not METRICS[self.rung].every_fidelity:
+        if not METRICS[self.rung].every_fidelity or METRICS[self.rung].direction == "minimize":
             raise UserError(
-                f"{self.rung} cannot promote trials: an untrained model wins it",
+                f"{self.rung} cannot promote trials: it does not say which half-trained model is "
+                "the better one",
                 "objective, rung",
                 "Use auroc.",
+            )
+        if self.primary not in COMPARABLE:
+            raise UserError(
+                f"{self.primary} cannot carry the verdict",
+                "objective, primary",
+                f"Use one of: {', '.join(COMPARABLE)}.",
             )
         optimized = [t.name for t in self.terms if t.name in METRICS]
         loose = [name for name in optimized if not METRICS[name].every_fidelity]
@@ -267,11 +255,6 @@ class Objective:
         """Metrics whose baseline value must be frozen before trial 1."""
         found = [_name(c.metric) for c in self.constraints if c.uses_reference]
         return tuple(dict.fromkeys(found))
-
-    @property
-    def primary_direction(self) -> Direction:
-        """Which way the primary metric is better."""
-        return METRICS[self.primary].direction
 
     def values(self, evaluation: Evaluation) -> Values:
         """Value of each term, None where undefined."""
@@ -306,32 +289,6 @@ class Objective:
             scale = abs(constraint.limit(evaluation)) or 1.0
             total += max(0.0, constraint.violation(evaluation)) / scale
         return total
-
-
-def select_front(
-    values: Sequence[Values], excess: Sequence[float], directions: Sequence[Direction]
-) -> Front:
-    """The front of a table of values, e.g. inside a replay.
-
-    Args:
-        values: one row for each evaluation, one column for each term.
-        excess: total violation of each; 0 = feasible.
-        directions: of the columns.
-    """
-    known = [i for i, row in enumerate(values) if None not in row]
-    feasible = [i for i in known if excess[i] <= 0]
-    if known and not feasible:
-        least = min(excess[i] for i in known)
-        known = [i for i in known if excess[i] == least]
-    pool = feasible or known
-    sign = np.array([1.0 if d == "maximize" else -1.0 for d in directions])
-    table = np.array([values[i] for i in pool], dtype=np.float64).reshape(len(pool), -1) * sign
-    kept = [
-        i
-        for i, row in zip(pool, table, strict=True)
-        if not ((table >= row).all(axis=1) & (table > row).any(axis=1)).any()
-    ]
-    return Front(tuple(kept), bool(feasible))
 
 
 def measure(metric: Measure, evaluation: Evaluation) -> float | None:

@@ -75,7 +75,7 @@ def look(runs_dir: Path, patients: Sequence[str], run: str) -> int:
     """
     key = hashlib.sha256("\0".join(sorted(set(map(str, patients)))).encode()).hexdigest()[:32]
     ledger = runs_dir / "test_ledger.jsonl"
-    with lock(runs_dir / ".test_ledger.lock"):
+    with lock(runs_dir / ".test_ledger.lock", wait=True):
         runs = [e["run"] for e in read_lines(ledger) if e.get("patients") == key]
         if run not in runs:
             now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from autopeft import baselines, plugins, protocol
+from autopeft import baselines, protocol
 from autopeft import settings as settings_file
+from autopeft.answer import Answer
 from autopeft.bench import Audience, Bench, Model
-from autopeft.data import load_task
-from autopeft.data.counted import CountedGroups, check_groups
-from autopeft.data.task import Task
+from autopeft.clock import Clock
 from autopeft.engine import Engine
-from autopeft.errors import UserError
+from autopeft.errors import RunError
 from autopeft.evaluation import Evaluation, Predictions
 from autopeft.files import lock
-from autopeft.job import Outcome, Rows, Setup
+from autopeft.job import Outcome
 from autopeft.metrics import METRICS
-from autopeft.objective import Objective, load_objective
+from autopeft.objective import Objective
+from autopeft.prepare import (
+    Ready,
+    declare,
+    finished,
+    make_audience,
+    make_setup,
+    opening,
+    prepare,
+)
 from autopeft.progress import Screen
-from autopeft.result import Result, load_result
+from autopeft.result import Result
 from autopeft.runners import open_runner
 from autopeft.sampler import Proposer
 from autopeft.schedule import rungs
@@ -38,9 +43,8 @@ from autopeft.selection import (
     strongest,
 )
 from autopeft.settings import Settings
-from autopeft.space import Space, load_space
 from autopeft.study import Study
-from autopeft.writing import Answer, write_answer
+from autopeft.writing import write_answer
 
 # The smallest run that shows everything, so that `autopeft search` alone answers within minutes.
 # Written to the run's settings and protocol like flags.
@@ -87,85 +91,12 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
 def run(settings: Settings) -> Result:
     """Runs or resumes what the settings say."""
     screen = Screen(settings.quiet)
-    finished = _finished(settings)
-    if finished is not None:
-        return finished
-    ready = _prepare(settings, screen)
+    done = finished(settings)
+    if done is not None:
+        return done
+    ready = prepare(settings, screen)
     with lock(settings.run_dir / ".lock"):
         return _drive(settings, ready, screen)
-
-
-# ---- before anything is written -----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ready:
-    """Everything that bad input could break, opened and checked."""
-
-    task: Task
-    objective: Objective
-    space: Space
-    network: Any
-    images: Path
-    counted: CountedGroups
-    decode_seconds: float
-
-
-def _finished(settings: Settings) -> Result | None:
-    """The result of a run that is done, or None; refuses other settings on an old run."""
-    folder = settings.run_dir
-    saved_file = folder / "settings.yaml"
-    if not saved_file.exists():
-        return None
-    saved = settings_file.from_mapping(settings_file.load(saved_file), str(saved_file))
-    settings.check_same(saved)
-    if not (folder / "result.json").exists():
-        return None
-    if settings.trials > saved.trials:
-        raise UserError(
-            f"the run is finished with {saved.trials} trials and its test patients are opened",
-            str(folder),
-            "More trials would be chosen knowing the test; take a new --name.",
-        )
-    return load_result(folder)
-
-
-def _prepare(settings: Settings, screen: Screen) -> Ready:
-    """Loads and checks task, objective, space, backbone and images; writes only to the cache."""
-    from autopeft.backbones.weights import load_backbone
-    from autopeft.methods import METHODS, canonical
-    from autopeft.training.images import build_store
-
-    cache = Path(settings.runs_dir) / ".cache"
-    objective = load_objective(settings.objective)
-    baselines.names(settings.baselines, "groups" in objective.needs)
-    space = load_space(settings.space)
-    network = load_backbone(
-        settings.backbone, settings.weights, settings.image_size, settings.offline
-    )
-    space.check(network.facts, METHODS, True, canonical)
-    task = load_task(settings, cache)
-    needed = "groups" in objective.needs
-    counted = check_groups(task, settings, needed or bool(settings.group))
-    if needed and not task.attributes:
-        raise UserError(
-            f"objective {settings.objective!r} compares groups, but none is declared",
-            "--group",
-            "Name at least one attribute, e.g. --group sex --group age:60.",
-        )
-    started = time.perf_counter()
-    with screen.bar("decoding images") as bar:
-        store = build_store(
-            task.root,
-            task.paths,
-            network.facts.image_size,
-            settings.fit,
-            cache,
-            bar,
-            os.cpu_count() or 1,
-        )
-    seconds = time.perf_counter() - started
-    return Ready(task, objective, space, network, store.folder, counted, seconds)
 
 
 # ---- the run ------------------------------------------------------------------------------------
@@ -176,12 +107,12 @@ def _drive(settings: Settings, ready: Ready, screen: Screen) -> Result:
     folder, clock = settings.run_dir, Clock(settings.run_dir)
     settings.save(folder / "settings.yaml")
     study = Study(folder, ready.objective.directions, [t.name for t in ready.objective.terms])
-    setup = _setup(settings, ready, study)
-    declared = protocol.write_protocol(folder, _declare(settings, ready, setup))
+    plain = make_setup(settings, ready, study)
+    declared = protocol.write_protocol(folder, declare(settings, ready, plain))
     protocol.log(folder, "started", protocol=declared, pid=os.getpid(), trials=settings.trials)
-    screen.say(_opening(settings, ready, setup))
-    runner = open_runner(settings, setup)
-    audience = _audience(settings, ready, setup)
+    screen.say(opening(settings, ready, plain))
+    runner = open_runner(settings, plain)
+    audience = make_audience(settings, ready, plain.digest())
     bench = Bench(audience, study, runner, _rung_value(ready.objective, audience))
     repeats = range(1, settings.seeds + 1)
     try:
@@ -192,9 +123,7 @@ def _drive(settings: Settings, ready: Ready, screen: Screen) -> Result:
         chosen, front, feasible = finalists(pool, ready.objective, settings.confirm)
         if not chosen:
             reasons = sorted({e.reason for e in study.entries if e.reason})
-            raise UserError(
-                f"no trial could be trained to the end: {'; '.join(reasons[:3])}", str(folder)
-            )
+            raise RunError(f"no trial could be trained to the end: {'; '.join(reasons[:3])}")
         entrants = [Model(f"finalist_{i}", e.candidate) for i, e in enumerate(chosen)]
         with clock.part("confirm"):
             with screen.bar("confirming finalists") as bar:
@@ -336,58 +265,6 @@ def _rungs_done(study: Study) -> int:
     return sum(len(e.rungs) or bool(e.reason) for e in study.entries)
 
 
-# ---- plain data for workers, driver and protocol ------------------------------------------------
-
-
-def _setup(settings: Settings, ready: Ready, study: Study) -> Setup:
-    """What workers get. Threads and precision are decided at the first start and kept."""
-    from autopeft.training.precision import decide
-
-    machine = study.fact("machine")
-    if machine is None:
-        cores = os.cpu_count() or 1
-        workers = settings.workers or (max(1, cores // 2) if settings.runner == "ray" else 1)
-        threads = settings.cpus_per_worker or max(1, cores // workers)
-        precision = decide(settings.precision, threads)
-        machine = study.fix("machine", {"threads": threads, "precision": precision})
-    task, facts = ready.task, ready.network.facts
-    return Setup(
-        kind=task.kind,
-        classes=task.classes,
-        backbone=settings.backbone,
-        weights=settings.weights,
-        weights_sha256=facts.sha256,
-        image_size=facts.image_size,
-        fit=settings.fit,
-        images=str(ready.images.resolve()),
-        cache=str((Path(settings.runs_dir) / ".cache").resolve()),
-        run_dir=str(settings.run_dir.resolve()),
-        rows={split: task.rows(split) for split in ("train", "search")},
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        views=settings.views,
-        precision=machine["precision"],
-        threads=machine["threads"],
-        seed=settings.seed,
-        offline=settings.offline,
-    )
-
-
-def _audience(settings: Settings, ready: Ready, setup: Setup) -> Audience:
-    rows: dict[str, Rows] = {s: ready.task.rows(s) for s in ("train", "search", "confirm")}
-    return Audience(
-        settings.run_dir,
-        ready.task.classes,
-        ready.task.kind,
-        rows,
-        {a: g for a, g in ready.counted.groups.items() if len(g) > 1},
-        settings.margin,
-        setup.digest(),
-        settings.epochs,
-        dict(ready.counted.labels),
-    )
-
-
 def _rung_value(objective: Objective, audience: Audience) -> Any:
     """Rung metric of a training outside of the search, kept beside it in the journal."""
 
@@ -397,101 +274,3 @@ def _rung_value(objective: Objective, audience: Audience) -> Any:
         return METRICS[objective.rung](audience.evaluation(predictions, outcome.cost))
 
     return value
-
-
-def _declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]:
-    """What ``protocol.yaml`` says: what will be called a success, before anything is trained."""
-    from autopeft.version import __version__
-
-    task, objective = ready.task, ready.objective
-    wanted = baselines.names(settings.baselines, "groups" in objective.needs)
-    splits = ("train", "search", "confirm", "test")
-    counts = {s: task.counts(s) for s in splits}
-    every = {
-        s: {
-            str(r["class"]): f"{r.positives}+ / {r.negatives}- of {r.patients} {task.unit}s"
-            for _, r in t[t.attribute == "all"].iterrows()
-        }
-        for s, t in counts.items()
-    }
-    return {
-        "autopeft": __version__,
-        "use": "Research use; not a medical device.",
-        "task": {"name": task.name, "digest": task.digest, "unit": task.unit},
-        "classes": list(task.classes),
-        "splits": every,
-        "inner": "holdout",
-        "setup": setup.digest(),
-        "objective": settings.objective,
-        "objective_sha256": plugins.find("objectives", settings.objective).sha256,
-        "space_sha256": plugins.find("search_spaces", settings.space).sha256,
-        "space": settings.space,
-        "trials": settings.trials,
-        "epochs": settings.epochs,
-        "rungs": list(rungs(settings.epochs)),
-        "finalists": settings.confirm,
-        "seeds": settings.seeds,
-        "baselines": list(wanted),
-        "reference": "best of the reference baselines, mean of the seeds, on search",
-        "groups": {a: list(g) for a, g in ready.counted.groups.items()},
-        "groups_left_out": list(ready.counted.notes),
-        "ranking": f"{objective.primary} on confirm, mean of the seeds; "
-        "within one paired standard error the fewest trained parameters win",
-        "contrast": f"winner minus the baseline strongest on confirm, {objective.primary}, test",
-        "alpha": 0.05,
-        "margin": settings.margin,
-        "words": "better: interval above 0; not worse: above -margin; worse: below 0; "
-        "else cannot tell",
-    }
-
-
-def _opening(settings: Settings, ready: Ready, setup: Setup) -> str:
-    task = ready.task
-    sizes = ", ".join(f"{s} {len(setup.rows[s])}" for s in setup.rows)
-    return (
-        f"run {settings.run_name}: {task.name}, {task.patients} {task.unit}s, "
-        f"{len(task.paths)} images ({sizes}); holdout; {settings.backbone} at "
-        f"{setup.image_size} px, {setup.precision}, {setup.threads} threads a worker"
-    )
-
-
-class Clock:
-    """Wall time of a run over all its starts, by part.
-
-    Args:
-        folder: the run's folder; earlier starts are read from its log.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._start = folder, time.monotonic()
-        self.parts: dict[str, float] = {}
-        for event in protocol.read_lines(folder / "log.jsonl"):
-            if event["event"] == "time":
-                self.parts[event["part"]] = self.parts.get(event["part"], 0) + event["seconds"]
-        self._before = sum(self.parts.values())
-
-    def total(self) -> float:
-        """Seconds of all starts so far."""
-        return self._before + time.monotonic() - self._start
-
-    def part(self, name: str) -> Part:
-        """A context whose time is logged under ``name``, also when it ends in an exception."""
-        return Part(self, name)
-
-    def add(self, name: str, seconds: float) -> None:
-        """Enters seconds of one part."""
-        self.parts[name] = self.parts.get(name, 0.0) + seconds
-        protocol.log(self._folder, "time", part=name, seconds=round(seconds, 2))
-
-
-class Part:
-    """See ``Clock.part``."""
-
-    def __init__(self, clock: Clock, name: str) -> None:
-        self._clock, self._name, self._start = clock, name, 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._clock.add(self._name, time.monotonic() - self._start)

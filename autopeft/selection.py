@@ -61,7 +61,7 @@ def choose_readout(bench: Bench, facts: Facts, bar: Bar) -> ReadoutChoice:
             table[f"{block}|{pool}"] = max(value, table.get(f"{block}|{pool}", 0.0))
             ranked = (value, int(block), pool, float(strength))
             if best is None or ranked[0] > best[0]:
-                best = ranked  # type: ignore[assignment]
+                best = ranked
     assert best is not None
     return ReadoutChoice(best[1], best[2], best[3], table)
 

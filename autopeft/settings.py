@@ -31,7 +31,7 @@ _AT_LEAST = {
     "trials": 1,
     "epochs": 1,
     "batch_size": 2,
-    "cpus_per_worker": 1,
+    "cpus_per_worker": 0,
     "views": 0,
     "confirm": 1,
     "seeds": 1,
@@ -135,7 +135,7 @@ class Settings:
                 raise UserError(f"{value!r} is not possible", _flag(key), nearest(value, choices))
         for key, low in _AT_LEAST.items():
             value = getattr(self, key)
-            if value is not None and value < low:
+            if value is not None and not value >= low:  # NaN is not, either
                 raise UserError(f"{value} is too small", _flag(key), f"It must be at least {low}.")
 
     def digest(self) -> str:
@@ -207,6 +207,8 @@ def load(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
+    except UnicodeDecodeError:
+        raise UserError("is not a text file", str(path)) from None
     except yaml.YAMLError as error:
         raise UserError(f"is not valid YAML ({' '.join(str(error).split())})", str(path)) from None
     if not isinstance(value, dict):
@@ -235,6 +237,6 @@ def _typed(key: str, kind: str, value: Any, where: str) -> Any:
             return float(value)
         if kind.startswith("str") and isinstance(value, (str, int, float, Path)):
             return str(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise UserError(f"{value!r} is not a {kind}", f"{where} ({_flag(key)})")

@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,85 +24,17 @@ import pandas as pd
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from autopeft.candidate import Candidate
+from autopeft.entry import Entry, Measured, read_entry
 from autopeft.errors import RunError
 from autopeft.files import write_bytes
 from autopeft.job import Job, Outcome
 
+__all__ = ["Entry", "Measured", "Study", "repair"]
+
 Direction = Literal["maximize", "minimize"]
-State = Literal["running", "complete", "pruned", "fail"]
-_TOLD: dict[State, TrialState] = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "fail": TrialState.FAIL,
-}
-_STATES: dict[TrialState, State] = {v: k for k, v in _TOLD.items()}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one rung gave.
-
-    Attributes:
-        outcome: the worker's answer.
-        value: the objective's rung metric, by which trials are promoted.
-        values: the objective's terms, None where undefined.
-        violations: constraint -> violation, feasible when <= 0; None where undefined.
-    """
-
-    outcome: Outcome
-    value: float
-    values: tuple[float | None, ...]
-    violations: Mapping[str, float | None] = field(default_factory=dict)
-
-    @property
-    def flaw(self) -> str:
-        """Why this cannot be told as COMPLETE; empty when it can."""
-        named = {f"objective term {i}": v for i, v in enumerate(self.values)}
-        named |= {f"constraint {name}": v for name, v in self.violations.items()}
-        for name, value in named.items():
-            if value is None or not math.isfinite(value):
-                return f"{name} is undefined ({value})"
-        return ""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One trial of the search as the journal has it.
-
-    Attributes:
-        number: Optuna's trial number.
-        candidate: what is trained.
-        state: ``running`` covers queued, training and paused: not yet told.
-        params: the sampled parameters by name, e.g. ``lora.r``.
-        distributions: their ranges.
-        system: Optuna's own attributes of the trial (nsga2 keeps its generation there).
-        rungs: epoch -> what was measured there.
-        attempts: epoch -> failed attempts to reach it, oldest first.
-        reason: why it failed.
-    """
-
-    number: int
-    candidate: Candidate
-    state: State = "running"
-    params: Mapping[str, Any] = field(default_factory=dict)
-    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
-    system: Mapping[str, Any] = field(default_factory=dict)
-    rungs: Mapping[int, Measured] = field(default_factory=dict)
-    attempts: Mapping[int, tuple[Outcome, ...]] = field(default_factory=dict)
-    reason: str = ""
-
-    @property
-    def epoch(self) -> int:
-        """Epochs trained and recorded; 0 at the start."""
-        return max(self.rungs, default=0)
-
-    @property
-    def last(self) -> Measured | None:
-        """What the highest rung gave."""
-        return self.rungs[self.epoch] if self.rungs else None
 
 
 class Study:
@@ -126,7 +58,7 @@ class Study:
         storage = JournalStorage(JournalFileBackend(str(path)))
         self._search = _open(storage, "search", self.directions)
         self._confirm = _open(storage, "confirm", ("maximize",))
-        self._entries = {t.number: _read(t) for t in self._search.get_trials(deepcopy=False)}
+        self._entries = {t.number: read_entry(t) for t in self._search.get_trials(deepcopy=False)}
         self._facts: dict[str, Any] = dict(self._search.user_attrs)
         self._done = _read_done(self._confirm)
 
@@ -170,12 +102,15 @@ class Study:
         system: Mapping[str, Any] | None = None,
     ) -> Entry:
         """Adds a candidate as a RUNNING trial: parameters and candidate in one journal line."""
+        # What is trained is what is written down, to the last digit.
+        plain = json.loads(candidate.to_json())
+        candidate = Candidate.from_dict(plain)
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
             distributions=dict(distributions),
             user_attrs={
-                "candidate": json.loads(candidate.to_json()),
+                "candidate": plain,
                 "fingerprint": candidate.fingerprint,
                 "title": candidate.title,
             },
@@ -193,7 +128,7 @@ class Study:
         """Records what a rung gave. From here on it is never trained again."""
         epoch = measured.outcome.epoch
         entry = self._entries[number]
-        self._trial(number).set_user_attr(f"rung/{epoch}", _measured_dict(measured))
+        self._trial(number).set_user_attr(f"rung/{epoch}", measured.to_dict())
         return self._keep(replace(entry, rungs={**entry.rungs, epoch: measured}))
 
     def record_attempt(self, number: int, stop: int, outcome: Outcome) -> Entry:
@@ -292,7 +227,7 @@ class Study:
                     **{f"violation {k}": v for k, v in constraints.items()},
                     "trainable_params": cost.trainable_params if cost else None,
                     "adapter_bytes": cost.adapter_bytes if cost else None,
-                    "train_seconds": _seconds(entry),
+                    "train_seconds": entry.seconds,
                     "reason": entry.reason,
                     **entry.params,
                 }
@@ -364,28 +299,6 @@ def _open(storage: JournalStorage, name: str, directions: Sequence[Direction]) -
     return study
 
 
-def _read(trial: FrozenTrial) -> Entry:
-    """A trial of the journal as an entry."""
-    attrs = trial.user_attrs
-    rungs = {int(k[5:]): _measured(v) for k, v in attrs.items() if k.startswith("rung/")}
-    attempts = {
-        int(k[9:]): tuple(Outcome.from_dict(o) for o in v)
-        for k, v in attrs.items()
-        if k.startswith("attempts/")
-    }
-    return Entry(
-        trial.number,
-        Candidate.from_dict(attrs["candidate"]),
-        _STATES.get(trial.state, "running"),
-        trial.params,
-        trial.distributions,
-        trial.system_attrs,
-        dict(sorted(rungs.items())),
-        attempts,
-        attrs.get("reason", ""),
-    )
-
-
 def _read_done(study: optuna.Study) -> dict[str, Outcome]:
     prefix = "done/"
     done = {
@@ -400,26 +313,3 @@ def _read_done(study: optuna.Study) -> dict[str, Outcome]:
 
 def _once(job: Job) -> str:
     return f"{job.kind}/{job.name}"
-
-
-def _measured_dict(measured: Measured) -> dict[str, Any]:
-    return {
-        "outcome": measured.outcome.to_dict(),
-        "value": measured.value,
-        "values": list(measured.values),
-        "violations": dict(measured.violations),
-    }
-
-
-def _measured(value: Mapping[str, Any]) -> Measured:
-    return Measured(
-        Outcome.from_dict(value["outcome"]),
-        value["value"],
-        tuple(value["values"]),
-        dict(value["violations"]),
-    )
-
-
-def _seconds(entry: Entry) -> float:
-    costs = [m.outcome.cost for m in entry.rungs.values()]
-    return sum(c.train_seconds for c in costs if c)

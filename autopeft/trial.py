@@ -10,7 +10,7 @@ import io
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,9 @@ def run(setup: Setup, job: Job) -> Outcome:
     try:
         resident = _resident(setup)
         if job.setup != resident.digest:
-            return Outcome("error", f"job of setup {job.setup}, worker has {resident.digest}")
+            return Outcome("error", f"job of setup {job.setup}, this is {resident.digest}")
+        if job.part != "all":
+            return Outcome("error", f"part {job.part!r} cannot be trained yet")
         if job.kind == "rung":
             return run_rung(resident, job)
         return _readouts(resident, job) if job.kind == "readouts" else _predict(resident, job)
@@ -111,7 +113,7 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
     started = time.perf_counter()
     adapted = build(resident.network, job.candidate, len(setup.classes), setup.seed, job.repeat)
     if job.candidate.train.optimizer == "lbfgs":
-        loss, optimizer = _fit_head(resident, adapted, job.candidate), {}
+        loss, optimizer = _fit_head(resident, adapted, job.candidate), dict[str, torch.Tensor]()
     else:
         loss, optimizer = _train(resident, adapted, job)
     seconds = time.perf_counter() - started
@@ -125,7 +127,7 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
         images=len(rows["train"]) * (job.stop - job.start),
     )
     with new_folder(Path(setup.run_dir) / "states" / job.name) as folder:
-        save_adapter(adapted, folder, _meta(setup))
+        save_adapter(adapted, folder, _meta(resident))
         if job.stop < setup.epochs:
             _save_state(folder / STATE, adapted, optimizer)
     name = f"{job.name}.npz"
@@ -260,11 +262,14 @@ def _save_arrays(setup: Setup, name: str, arrays: Mapping[str, npt.NDArray[Any]]
     write_bytes(Path(setup.run_dir) / "predictions" / name, stream.getvalue(), 0o600)
 
 
-def _meta(setup: Setup) -> Mapping[str, Any]:
+def _meta(resident: Resident) -> Mapping[str, Any]:
+    """What ``load_adapter`` needs to score new images as these were."""
+    setup = resident.setup
     return {
         "classes": list(setup.classes),
         "kind": setup.kind,
         "fit": setup.fit,
+        "pixels": asdict(resident.store.rule),
         "weights": Path(setup.weights).name if setup.weights else None,
     }
 

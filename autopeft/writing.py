@@ -1,96 +1,23 @@
-"""The end of a run: test opened once, every number computed from saved adapters, files written."""
+"""The end of a run: test opened once, every number from saved adapters, files written."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from autopeft import protocol
 from autopeft.adapter import load_adapter, merge
 from autopeft.adapter import save as save_adapter
-from autopeft.backbones.network import Network
-from autopeft.bench import Audience, Bench, Model
-from autopeft.data.task import Task
-from autopeft.evaluation import Cost, Evaluation, Predictions
+from autopeft.answer import Answer
 from autopeft.files import new_folder, write_bytes, write_json, write_text
-from autopeft.metrics import METRICS
 from autopeft.metrics.classification import fit_threshold
-from autopeft.metrics.groups import group_table
-from autopeft.metrics.intervals import (
-    Interval,
-    bootstrap,
-    levelled_down,
-    non_inferior,
-    recipe_interval,
-    verdict,
-)
-from autopeft.objective import Objective
+from autopeft.numbers import numbers
 from autopeft.progress import Screen
+from autopeft.report import write_report
 from autopeft.result import Result, load_result
-from autopeft.selection import ReadoutChoice, Scored, compare, mean_value, repeats_of
-from autopeft.settings import Settings
-from autopeft.study import Entry
-
-if TYPE_CHECKING:
-    from autopeft.search import Clock
-
-PACKAGES = ("autopeft", "optuna", "torch", "timm", "peft", "ray", "numpy")
-GROUP_METRICS = ("worst_group_auroc", "auroc_gap")
-
-
-@dataclass
-class Answer:
-    """Everything that the end of a run needs."""
-
-    settings: Settings
-    task: Task
-    objective: Objective
-    network: Network
-    bench: Bench
-    picked: Model
-    opponent: Model
-    finalists: Sequence[Model]
-    baselines: Sequence[Model]
-    confirm: Scored
-    metric: str
-    readout: ReadoutChoice
-    reference: Mapping[str, float]
-    feasible: bool
-    front: tuple[int, ...]
-    pool: Sequence[tuple[Entry, Evaluation]]
-    declared: str
-    clock: Clock
-    decode_seconds: float
-    look: int = 0
-    thresholds: tuple[float | None, ...] = ()
-    scored: dict[tuple[str, int, str], Predictions] = field(default_factory=dict)
-
-    @property
-    def audience(self) -> Audience:
-        """Rows and groups."""
-        return self.bench.audience
-
-    @property
-    def winner(self) -> Model:
-        """The chosen finalist under the name ``winner``."""
-        return Model("winner", self.picked.candidate)
-
-    @property
-    def models(self) -> list[Model]:
-        """Winner and baselines, as the files name them."""
-        return [self.winner, *self.baselines]
-
-    @property
-    def repeats(self) -> range:
-        """The fresh seeds."""
-        return range(1, self.settings.seeds + 1)
+from autopeft.selection import Scored
 
 
 def write_answer(answer: Answer, screen: Screen) -> Result:
@@ -99,19 +26,17 @@ def write_answer(answer: Answer, screen: Screen) -> Result:
     with answer.clock.part("test"):
         _score(answer, screen)
     with screen.bar("intervals") as bar:
-        numbers = _numbers(answer, bar)
+        found = numbers(answer, bar)
     with answer.clock.part("write"):
         _save_adapters(answer)
         _write_predictions(answer)
         write_text(folder / "splits.csv", answer.task.split_table().to_csv(index=False), 0o600)
         write_text(folder / "trials.csv", answer.bench.study.frame().to_csv(index=False))
-    numbers["seconds"] = {k: round(v, 1) for k, v in answer.clock.parts.items()}
-    numbers["seconds"]["decode"] = round(answer.decode_seconds, 1)
-    protocol.log(folder, "finished", verdict=numbers["verdict"])
-    from autopeft.report import write_report
-
-    write_report(folder, numbers)
-    write_json(folder / "result.json", numbers)
+    found["seconds"] = {k: round(v, 1) for k, v in answer.clock.parts.items()}
+    found["seconds"]["decode"] = round(answer.decode_seconds, 1)
+    protocol.log(folder, "finished", verdict=found["verdict"])
+    write_report(folder, found)
+    write_json(folder / "result.json", found)
     _clean(answer)
     return load_result(folder)
 
@@ -146,284 +71,6 @@ def _score(answer: Answer, screen: Screen) -> None:
 def _keep(answer: Answer, scored: Scored) -> None:
     for (name, repeat), predictions in scored.items():
         answer.scored[(name, repeat, predictions.split)] = predictions
-
-
-# ---- numbers ------------------------------------------------------------------------------------
-
-
-def _numbers(answer: Answer, bar: Any) -> dict[str, Any]:
-    """All of ``result.json`` but the seconds."""
-    done, total = 0, len(answer.models) + 2
-    tables = {}
-    for model in answer.models:
-        tables[model.name] = _model_table(answer, model)
-        done += 1
-        bar(done, total)
-    contrast = _contrast(answer)
-    kept = _accuracy_kept(answer)
-    bar(done + 1, total)
-    groups = _groups(answer)
-    lost = _levelled_down(answer)
-    bar(total, total)
-    entries = answer.bench.study.entries
-    return {
-        "verdict": _sentence(answer, contrast, kept, lost),
-        "use": "Research use; not a medical device.",
-        "run": answer.settings.run_name,
-        "objective": answer.settings.objective,
-        "space": answer.settings.space,
-        "primary": answer.objective.primary,
-        "best": tables["winner"],
-        "baselines": {m.name: tables[m.name] for m in answer.baselines},
-        "contrast": contrast,
-        "accuracy_kept": kept,
-        "levelled_down": list(lost),
-        "groups": groups,
-        "thresholds": dict(zip(answer.task.classes, answer.thresholds, strict=True)),
-        "front": _front(answer),
-        "feasible": answer.feasible,
-        "optimism": _optimism(answer),
-        "readout": {
-            "block": answer.readout.block,
-            "pool": answer.readout.pool,
-            "table": dict(answer.readout.table),
-        },
-        "reference": dict(answer.reference),
-        "trials": {
-            state: sum(e.state == word for e in entries)
-            for state, word in (("complete", "complete"), ("pruned", "pruned"), ("failed", "fail"))
-        },
-        "rungs": sum(len(e.rungs) for e in entries),
-        "look": answer.look,
-        "patients": {s: len(set(r.patient.tolist())) for s, r in answer.audience.rows.items()},
-        "images": {s: len(r) for s, r in answer.audience.rows.items()},
-        "counted": {a: list(g) for a, g in answer.audience.counted.items()},
-        "notes": list(answer.task.notes),
-        "protocol": answer.declared,
-        "backbone": {"name": answer.network.facts.name, "sha256": answer.network.facts.sha256},
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {name: _version(name) for name in PACKAGES},
-    }
-
-
-def _version(name: str) -> str:
-    from autopeft.version import __version__
-
-    return __version__ if name == "autopeft" else version(name)
-
-
-def _model_table(answer: Answer, model: Model) -> dict[str, Any]:
-    """One model's numbers; ``search``, ``confirm``, ``test`` are of repeat 0, as saved."""
-    cost = answer.bench.trained[(model.candidate.fingerprint, 0)].cost
-    assert cost is not None
-    table: dict[str, Any] = {
-        "config": model.candidate.to_dict(),
-        "title": model.candidate.title,
-        "fingerprint": model.candidate.fingerprint,
-        "trainable_params": cost.trainable_params,
-        "adapter_bytes": cost.adapter_bytes,
-        "train_seconds": cost.train_seconds,
-    }
-    for split in ("search", "confirm", "test", *answer.task.external):
-        predictions = answer.scored[(model.name, 0, split)]
-        table[split] = {
-            name: interval.to_dict() | {"patients": interval.patients}
-            for name in _metric_names(answer)
-            if (interval := _bootstrap(answer, predictions, name)) is not None
-        }
-    seeds = [answer.scored[(model.name, r, "test")] for r in answer.repeats]
-    table["seeds"] = {
-        "repeats": len(seeds),
-        "test": {
-            name: value
-            for name in ("auroc", answer.objective.primary)
-            if (value := mean_value(answer.audience, name, seeds)) > float("-inf")
-        },
-    }
-    recipe = _recipe(answer, seeds, None, answer.objective.primary)
-    if recipe is not None:
-        table["recipe"] = recipe.to_dict()
-    return table
-
-
-def _metric_names(answer: Answer) -> list[str]:
-    names = ["auroc", *(f"auroc:{c}" for c in answer.task.classes if len(answer.task.classes) > 1)]
-    return names + (list(GROUP_METRICS) if answer.audience.counted else [])
-
-
-def _bootstrap(answer: Answer, predictions: Predictions, metric: str) -> Interval | None:
-    audience = answer.audience
-    return bootstrap(predictions, metric, counted=audience.counted, labels=audience.labels)
-
-
-def _recipe(
-    answer: Answer,
-    repeats: Sequence[Predictions],
-    baseline: Sequence[Predictions] | None,
-    metric: str,
-) -> Interval | None:
-    audience = answer.audience
-    return recipe_interval(
-        repeats, baseline, metric, counted=audience.counted, labels=audience.labels
-    )
-
-
-def _contrast(answer: Answer) -> dict[str, Any]:
-    """The one declared contrast, and the same against every other baseline (descriptive)."""
-    metric = answer.objective.primary
-    test = {m.name: answer.scored[(m.name, 0, "test")] for m in answer.models}
-    fallback = METRICS[metric](answer.audience.evaluation(test["winner"], Cost(0, 0))) is None
-    metric = "auroc" if fallback else metric
-    gap = compare(answer.audience, metric, [test["winner"]], [test[answer.opponent.name]])
-    seeds = {
-        m.name: [answer.scored[(m.name, r, "test")] for r in answer.repeats]
-        for m in (answer.winner, answer.opponent)
-    }
-    recipe = _recipe(answer, seeds["winner"], seeds[answer.opponent.name], metric)
-    others = {
-        m.name: i.to_dict()
-        for m in answer.baselines
-        if (i := compare(answer.audience, metric, [test["winner"]], [test[m.name]])) is not None
-    }
-    return {
-        "metric": metric,
-        "split": "test",
-        "baseline": answer.opponent.name,
-        "same_candidate": answer.opponent.candidate.fingerprint
-        == answer.picked.candidate.fingerprint,
-        "primary_undefined_on_test": fallback,
-        "word": verdict(gap, answer.settings.margin),
-        "adapter": gap.to_dict() if gap else None,
-        "recipe": recipe.to_dict() if recipe else None,
-        "others": others,
-    }
-
-
-def _accuracy_kept(answer: Answer) -> dict[str, Any]:
-    """Non-inferiority of plain AUROC on ``confirm`` against the strongest baseline there."""
-    audience, repeats = answer.audience, answer.repeats
-    by_name = {m.name: repeats_of(answer.confirm, m.name, repeats) for m in answer.baselines}
-    best = max(by_name, key=lambda name: mean_value(audience, "auroc", by_name[name]))
-    mine = repeats_of(answer.confirm, answer.picked.name, repeats)
-    gap = compare(audience, "auroc", mine, by_name[best])
-    return {
-        "kept": non_inferior(gap, answer.settings.margin),
-        "baseline": best,
-        "difference": gap.to_dict() if gap else None,
-        "floor": gap.floor if gap else None,
-        "margin": answer.settings.margin,
-    }
-
-
-def _levelled_down(answer: Answer) -> tuple[str, ...]:
-    mine, theirs = (answer.scored[(n, 0, "test")] for n in ("winner", answer.opponent.name))
-    gaps: dict[str, Interval | None] = {}
-    for groups in answer.audience.counted.values():
-        for group in groups:
-            gaps[group] = _group_gap(answer, mine, theirs, group)
-    return levelled_down(gaps, answer.settings.margin)
-
-
-def _group_gap(
-    answer: Answer, mine: Predictions, theirs: Predictions, group: str
-) -> Interval | None:
-    try:
-        return compare(answer.audience, f"auroc:{group}", [mine], [theirs])
-    except ValueError:  # the group is not scored on these patients
-        return None
-
-
-def _groups(answer: Answer) -> list[dict[str, Any]]:
-    """Winner and opponent by group on test: counts, AUROC, missed findings. Descriptive."""
-    rows = []
-    for name in ("winner", answer.opponent.name):
-        predictions = answer.scored[(name, 0, "test")]
-        thresholds = fit_threshold(answer.scored[(name, 0, "search")])
-        for row in group_table(predictions, thresholds=thresholds):
-            plain = {"model": name, **vars(row), "text": row.text}
-            counted = row.group in answer.audience.counted.get(row.attribute, ())
-            interval = None
-            if counted and row.auroc is not None and len(answer.task.classes) == 1:
-                interval = _try_bootstrap(answer, predictions, f"auroc:{row.group}")
-            rows.append(
-                {**plain, "counted": counted, "interval": interval.to_dict() if interval else None}
-            )
-    return rows
-
-
-def _try_bootstrap(answer: Answer, predictions: Predictions, metric: str) -> Interval | None:
-    try:
-        return _bootstrap(answer, predictions, metric)
-    except ValueError:
-        return None
-
-
-def _front(answer: Answer) -> list[dict[str, Any]]:
-    return [
-        {
-            "number": entry.number,
-            "title": entry.candidate.title,
-            "config": entry.candidate.to_dict(),
-            "values": dict(
-                zip(
-                    [t.name for t in answer.objective.terms],
-                    answer.objective.values(evaluation),
-                    strict=True,
-                )
-            ),
-        }
-        for entry, evaluation in answer.pool
-        if entry.number in answer.front
-    ]
-
-
-def _optimism(answer: Answer) -> dict[str, Any]:
-    """How much too high search's own pick looked on search: its value there minus on confirm."""
-    first, metric = answer.finalists[0], answer.metric
-    entry = next(e for e, _ in answer.pool if e.candidate == first.candidate)
-    assert entry.last is not None
-    search = answer.audience.predictions(entry.last.outcome, "search", 0)
-    confirm = repeats_of(answer.confirm, first.name, answer.repeats)
-    labels, counted = answer.audience.labels, answer.audience.counted
-    a = bootstrap(search, metric, counted=counted, labels=labels)
-    b = bootstrap(confirm, metric, counted=counted, labels=labels)
-    found: dict[str, Any] = {
-        "metric": metric,
-        "looks": sum(len(e.rungs) for e in answer.bench.study.entries),
-        "candidates": len(answer.bench.study.entries),
-    }
-    if a is not None and b is not None:
-        half = 1.96 * (a.se**2 + b.se**2) ** 0.5
-        value = a.value - b.value
-        found |= {"value": value, "low": value - half, "high": value + half}
-    return found
-
-
-def _sentence(
-    answer: Answer, contrast: Mapping[str, Any], kept: Mapping[str, Any], lost: Sequence[str]
-) -> str:
-    """The verdict in fixed words; it follows the protocol mechanically."""
-    metric = str(contrast["metric"]).replace("_", " ").replace("auroc", "AUROC")
-    name = contrast["baseline"]
-    if contrast["same_candidate"]:
-        return f"Searching did not help: the winner is the baseline {name}."
-    word = {
-        "better": f"Better than {name} in {metric}",
-        "not worse": f"Not worse than {name} in {metric}; not shown to be better",
-        "worse": f"Worse than {name} in {metric}: searching did not help",
-        "cannot tell": f"Cannot tell the winner from {name} in {metric}",
-    }[contrast["word"]]
-    if contrast["baseline"] == "linear_probe" and contrast["word"] != "better":
-        word += " (a linear probe may be enough)"
-    parts = [word]
-    if answer.objective.constraints:
-        said = "overall accuracy kept" if kept["kept"] else "not shown to keep accuracy"
-        parts.append(f"{said} (margin {answer.settings.margin:g})")
-    if not answer.feasible:
-        parts.append("no trial met the constraints on search")
-    if lost:
-        parts.append(f"levelled down: {', '.join(lost)} lost more than the margin")
-    return "; ".join(parts) + "."
 
 
 # ---- files --------------------------------------------------------------------------------------
@@ -486,11 +133,4 @@ def _write_predictions(answer: Answer) -> None:
 
 def _clean(answer: Answer) -> None:
     """Removes states: the adapters that count have their own folders now."""
-    import shutil
-
     shutil.rmtree(answer.settings.run_dir / "states", ignore_errors=True)
-
-
-def dump(numbers: Mapping[str, Any]) -> str:
-    """``result.json`` as text, for ``--json``."""
-    return json.dumps(numbers, indent=1)

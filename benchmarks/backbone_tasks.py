@@ -23,7 +23,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 SIZE = 112
-STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -57,7 +57,8 @@ def canonical(raw: Mapping[str, Any], facts: Facts) -> Candidate:
     outer = {k: v for k, v in raw.items() if k not in _OUTER}
     inline = {k: outer.pop(k) for k in list(outer) if k in _TRAIN_NAMES}
     strata = strata_of(_parts(raw, outer, facts, readout.block, known), facts)
-    return Candidate(strata, _train({**raw.get("train", {}), **inline}, strata), readout)
+    train = {**_mapping(raw.get("train"), "train"), **inline}
+    return Candidate(strata, _train(train, strata), readout)
 
 
 _TRAIN_NAMES = frozenset(f.name for f in fields(Train))
@@ -65,7 +66,7 @@ _TRAIN_NAMES = frozenset(f.name for f in fields(Train))
 
 def _readout(raw: Mapping[str, Any], facts: Facts) -> Readout:
     """The readout, timm's own unless asked otherwise."""
-    spec = raw.get("readout") or {}
+    spec = _mapping(raw.get("readout"), "readout")
     for key in spec:
         if key not in ("block", "pool"):
             raise UserError(f"unknown field {key!r}", "readout", nearest(key, ("block", "pool")))
@@ -88,7 +89,7 @@ def _parts(
     raw: Mapping[str, Any], outer: Mapping[str, Any], facts: Facts, stop: int, known: set[str]
 ) -> list[Part]:
     """The strata as written, each checked by its method."""
-    if "strata" not in raw:
+    if raw.get("strata") is None:
         if "method" not in outer:
             raise UserError("no method is named", _WHERE, nearest("", METHODS))
         return _part(outer, facts, stop, known)
@@ -97,7 +98,10 @@ def _parts(
         if key in _PLACE:
             raise UserError(f"{key!r} is given beside strata", _WHERE, "Put it into a stratum.")
         raise UserError(f"unknown field {key!r}", _WHERE, nearest(key, known))
-    return [part for s in raw["strata"] for part in _part(s, facts, stop, set(_PLACE))]
+    if not isinstance(raw["strata"], (list, tuple)):
+        raise UserError("strata is no list", _WHERE, "Write a list of mappings.")
+    specs = [_mapping(s, "a stratum") for s in raw["strata"]]
+    return [part for s in specs for part in _part(s, facts, stop, set(_PLACE))]
 
 
 def _part(spec: Mapping[str, Any], facts: Facts, stop: int, known: set[str]) -> list[Part]:
@@ -106,7 +110,7 @@ def _part(spec: Mapping[str, Any], facts: Facts, stop: int, known: set[str]) -> 
         raise UserError("a stratum names no method", _WHERE, nearest("", METHODS))
     method = method_named(spec["method"], _WHERE)
     options = {k: v for k, v in spec.items() if k not in _PLACE}
-    options = {**spec.get("options", {}), **_unscoped(options, method.name)}
+    options = {**_mapping(spec.get("options"), "options"), **_unscoped(options, method.name)}
     names = {f.name for f in fields(method)}
     for key in options:
         if key not in names:
@@ -120,6 +124,15 @@ def _part(spec: Mapping[str, Any], facts: Facts, stop: int, known: set[str]) -> 
     where_blocks = blocks_named(ends or blocks, facts, stop)
     modules = modules_named(spec.get("modules"), facts, method)
     return [Part(instance, where_blocks, modules)] if method.placed else []
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    """A section of the candidate; None is an empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} = {value!r} is no mapping", _WHERE, "Write `field: value` pairs.")
+    return value
 
 
 def _unscoped(options: Mapping[str, Any], method: str) -> dict[str, Any]:

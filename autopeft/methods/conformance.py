@@ -45,8 +45,14 @@ def check_method(
         _check_identity(network, candidate, x)
     _check_prefix(network, candidate, x)
     _check_training(network, candidate, x, label, steps)
+    _check_resident(network, before)
     _check_state(network, candidate, x)
     _check_merge(network, candidate, x)
+    _check_resident(network, before)
+
+
+def _check_resident(network: Network, before: Mapping[str, Tensor]) -> None:
+    """The resident backbone keeps every bit: other trials run on it."""
     changed = _changed(before, network.model.state_dict())
     assert not changed, f"the resident backbone changed: {sorted(changed)}"
 

@@ -53,7 +53,7 @@ def blocks_named(spec: Any, facts: Facts, stop: int) -> tuple[int, ...]:
         if not 0 <= spec <= depth:
             raise _bad(f"{spec} blocks are asked for", depth)
         return tuple(range(max(0, stop - spec), stop))
-    if isinstance(spec, Mapping) and set(spec) == {"mask"}:
+    if isinstance(spec, Mapping) and set(spec) == {"mask"} and isinstance(spec["mask"], Sequence):
         mask = list(spec["mask"])
         if len(mask) != depth:
             raise _bad(f"the mask has {len(mask)} entries", depth)

@@ -18,7 +18,7 @@ def method_named(name: str, where: str = "method") -> type[Method]:
     Raises:
         UserError: there is none; the nearest name is offered.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise UserError(f"unknown method {name!r}", where, nearest(str(name), METHODS))
     return METHODS[name]
 

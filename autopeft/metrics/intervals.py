@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from autopeft.evaluation import Floats, Predictions
-from autopeft.metrics.classification import auroc_statistic
+from autopeft.metrics.classification import accuracy, auroc_statistic, average_precision
 from autopeft.metrics.fairness import (
     Counted,
     gap_statistic,
@@ -25,6 +25,9 @@ from autopeft.metrics.pairs import Indices, defined
 
 MetricName = str | Callable[[Predictions], float | None]
 Verdict = Literal["better", "not worse", "worse", "cannot tell"]
+
+# Higher is better, and paired intervals are known: what a verdict can be about.
+COMPARABLE = ("auroc", "worst_group_auroc", "average_precision", "accuracy")
 
 # Fewer defined resamples than this share and the interval would describe a selection of them.
 _DEFINED = 0.5
@@ -76,7 +79,7 @@ def bootstrap(
 
     Args:
         p: predictions of one model, or a list of repeats on the same rows (their mean).
-        metric: ``auroc``, ``worst_group_auroc``, ``auroc:NAME`` of one class or one group
+        metric: one of `COMPARABLE`, ``auroc:NAME`` of one class or one group
             (``auroc:sex=F``), or any function of predictions (slow: rows are copied).
         n: resamples.
         seed: seed of the draws.
@@ -90,8 +93,6 @@ def bootstrap(
         ``auroc_gap`` of one model: a resampled gap is biased upwards, so that its percentile
         interval cannot contain 0 and may miss the value itself (PROTOCOL 3). Pair it instead.
     """
-    if metric == "auroc_gap":
-        return None
     repeats = [p] if isinstance(p, Predictions) else list(p)
     return _interval(repeats, [], metric, n, seed, alpha, counted, labels)
 
@@ -111,7 +112,7 @@ def paired(
     Args:
         a: predictions, or a list of repeats (their mean is compared).
         b: the same rows scored by the other model; the number of repeats may differ.
-        metric: as in `bootstrap`, or ``auroc_gap``.
+        metric: as in `bootstrap`, or ``auroc_gap`` (of which lower is better).
         n: resamples.
         seed: seed of the draws.
         alpha: 1 - coverage.
@@ -227,6 +228,9 @@ def levelled_down(groups: Mapping[str, Interval | None], margin: float) -> tuple
     return tuple(g for g, i in groups.items() if i is not None and i.high < -margin)
 
 
+_BY_COPY = {"average_precision": average_precision, "accuracy": accuracy}
+
+
 @dataclass(frozen=True)
 class _Copied:
     """Any metric, resampled by copying rows: one call of the function for each resample."""
@@ -260,6 +264,8 @@ def _prepared(
         return worst_group_statistic(p, unit, counted or {}, labels)
     if metric == "auroc_gap":
         return gap_statistic(p, unit, counted or {}, labels)
+    if metric in _BY_COPY:
+        return _Copied(p, unit, _BY_COPY[metric])
     kind, _, name = metric.partition(":")
     if kind == "auroc" and name in p.classes:
         return auroc_statistic(p, unit, (name,))
@@ -278,6 +284,8 @@ def _interval(
     counted: Counted | None,
     labels: Counted | None,
 ) -> Interval | None:
+    if metric == "auroc_gap" and not b:
+        return None
     _check_same_rows([*a, *b])
     unit, patients = patient_index(a[0])
     first, second = (

@@ -63,7 +63,8 @@ class RayRunner:
         share = settings.gpus_per_worker or (min(1.0, gpus / self.slots) if gpus else 0.0)
         self._actor = ray.remote(num_cpus=cpus, num_gpus=share, max_restarts=0)(Worker)
         self._setup, self._function = ray.put(setup), function
-        self._workers: list[Any] = [self._new_worker() for _ in range(self.slots)]
+        self._started = 0
+        self._workers: list[Any] = [self._new_worker(slot) for slot in range(self.slots)]
         self._out: dict[Any, tuple[int, Job]] = {}  # reference -> slot, job
         self._check(self._workers)
 
@@ -82,12 +83,13 @@ class RayRunner:
         return [self._collect(reference) for reference in done]
 
     def close(self) -> None:
-        """Ends our actors, and the cluster if it was started here."""
+        """Ends our actors, and the cluster if it was started here. May be called again."""
         for worker in self._workers:
             ray.kill(worker)
         self._workers.clear()
         self._out.clear()
         if self._ours:
+            self._ours = False
             ray.shutdown()
 
     def _collect(self, reference: Any) -> tuple[Job, Outcome]:
@@ -99,18 +101,24 @@ class RayRunner:
             raise getattr(error, "cause", error) from None
         except (ray_errors.RayActorError, ray_errors.OutOfMemoryError) as error:
             self._replace(slot)
-            reason = f"worker died: {' '.join(str(error).split())[:300]}"
+            # Ray's text begins with ids; how the process ended stands behind "Worker exit".
+            _, mark, end = " ".join(str(error).split()).partition("Worker exit")
+            reason = f"worker died: {type(error).__name__} {mark}{end}"[:300].rstrip()
             return job, Outcome("error", reason, job.start)
         except ray_errors.RayError as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
             return job, Outcome("error", reason, job.start)
 
-    def _new_worker(self) -> Any:
-        return self._actor.remote(self._setup, self._function)
+    def _new_worker(self, slot: int) -> Any:
+        """An actor named by its slot; a replacement also by a count: Ray frees names late."""
+        self._started += 1
+        again = f"-{self._started}" if self._started > self.slots else ""
+        name = f"autopeft-slot-{slot}{again}"
+        return self._actor.options(name=name).remote(self._setup, self._function)
 
     def _replace(self, slot: int) -> None:
         ray.kill(self._workers[slot])
-        self._workers[slot] = self._new_worker()
+        self._workers[slot] = self._new_worker(slot)
         self._check([self._workers[slot]])
 
     def _check(self, workers: list[Any]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from autopeft.errors import UserError
 from autopeft.files import inside, lock, write_json
@@ -21,22 +23,42 @@ if TYPE_CHECKING:
     import torch
 
 Bytes = npt.NDArray[np.uint8]
-_GRAY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
+_DEEP = ("I;16", "I;16B", "I;16L", "I")
+_GRAY = ("1", "L", "LA", *_DEEP)
 _CHUNK = 256
 
 
-def decode(path: Path, size: int, fit: str = "pad", channels: int = 0) -> Bytes:
+@dataclass(frozen=True)
+class Rule:
+    """How pixels become bytes: one rule for all files of a store.
+
+    Attributes:
+        channels: 1 where every file is gray, else 3.
+        white: value that becomes 255 in 16-bit gray files: 255, 4095 or 65535, the least that
+            holds the brightest pixel of all of them; 0 = there are none.
+    """
+
+    channels: int = 1
+    white: int = 0
+
+    def widened(self, other: Rule) -> Rule:
+        """The least rule that serves both."""
+        return Rule(max(self.channels, other.channels), max(self.white, other.white))
+
+
+def decode(path: Path, size: int, fit: str = "pad", rule: Rule | None = None) -> Bytes:
     """Reads one image as a square.
 
-    Gray stays one channel; 16-bit gray is scaled by its nominal range, never by its own maximum
-    (a bright marker would change the whole picture); transparency is laid on black; EXIF
-    orientation is applied.
+    Gray stays one channel; transparency is laid on black; EXIF orientation is applied. 16-bit
+    gray is scaled by the data set's nominal range (``Rule.white``), never by an image's own
+    maximum: one bright marker would change the whole picture.
 
     Args:
         path: the image file.
         size: side of the square in pixels.
         fit: ``pad`` (keep all, black borders), ``crop`` (center) or ``squash``.
-        channels: 1 or 3; 0 = as the file has it.
+        rule: the rule of the images that this one belongs to; without one, or without its
+            ``white``, the file alone decides.
 
     Returns:
         uint8 [size, size, channels].
@@ -44,9 +66,37 @@ def decode(path: Path, size: int, fit: str = "pad", channels: int = 0) -> Bytes:
     Raises:
         OSError, ValueError: the file cannot be read.
     """
-    with Image.open(path) as opened:
-        image = _eight_bit(ImageOps.exif_transpose(opened))
-    image = image.convert("L" if (channels or (1 if image.mode == "L" else 3)) == 1 else "RGB")
+    image = _read(path)
+    own = _rule_of(image)
+    return _square(image, size, fit, Rule(rule.channels, rule.white or own.white) if rule else own)
+
+
+def _read(path: Path) -> Image.Image:
+    """The loaded image, upright."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            image.load()
+            return image
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # broken bytes lead Pillow's readers to almost any exception
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _rule_of(image: Image.Image) -> Rule:
+    """What one image calls for."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no nominal white")
+    white = 0
+    if image.mode in _DEEP:
+        top = np.asarray(image).max()
+        white = 255 if top < 256 else 4095 if top < 4096 else 65535
+    return Rule(1 if image.mode in _GRAY else 3, white)
+
+
+def _square(image: Image.Image, size: int, fit: str, rule: Rule) -> Bytes:
+    image = _eight_bit(image, rule.white).convert("L" if rule.channels == 1 else "RGB")
     resample = Image.Resampling.BICUBIC
     if fit == "pad":
         image = ImageOps.pad(image, (size, size), resample, color=0)
@@ -57,18 +107,16 @@ def decode(path: Path, size: int, fit: str = "pad", channels: int = 0) -> Bytes:
     return np.asarray(image, np.uint8).reshape(size, size, -1)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _eight_bit(image: Image.Image, white: int) -> Image.Image:
     """An ``L`` or ``RGB`` image, whatever the file held."""
-    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+    if image.mode in _DEEP:
         values = np.asarray(image).astype(np.float32)
-        top = 255.0 if values.max() < 256 else 4095.0 if values.max() < 4096 else 65535.0
-        return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8))
+        return Image.fromarray((values.clip(0, white) / white * 255).round().astype(np.uint8))
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
         color = image.convert("RGBA")
         black = Image.new("RGBA", color.size, (0, 0, 0, 255))
-        flat = Image.alpha_composite(black, color).convert("RGB")
-        return flat.convert("L") if image.mode == "LA" else flat
-    return image.convert("L") if image.mode in _GRAY else image.convert("RGB")
+        return Image.alpha_composite(black, color).convert("RGB")
+    return image
 
 
 @dataclass(frozen=True)
@@ -78,10 +126,12 @@ class ImageStore:
     Attributes:
         folder: where ``images.npy`` and ``store.json`` lie.
         array: uint8 [N, size, size, C], memory-mapped read-only; C is 1 or 3.
+        rule: how the files became bytes; new images of the same kind take the same rule.
     """
 
     folder: Path
     array: Bytes
+    rule: Rule
 
     def batch(self, index: npt.NDArray[np.int64]) -> Bytes:
         """A copy of some rows: uint8 [B, size, size, C]."""
@@ -91,7 +141,8 @@ class ImageStore:
 def open_store(folder: str | Path) -> ImageStore:
     """Maps a finished store."""
     folder = Path(folder)
-    return ImageStore(folder, np.load(folder / "images.npy", mmap_mode="r"))
+    rule = Rule(**json.loads((folder / "store.json").read_text()))
+    return ImageStore(folder, np.load(folder / "images.npy", mmap_mode="r"), rule)
 
 
 def build_store(
@@ -110,7 +161,8 @@ def build_store(
         paths: paths below ``root``; row i of the store is ``paths[i]``.
         size: side in pixels.
         fit: see ``decode``.
-        cache: folder of all stores; the store's name is a hash of paths, file sizes, size, fit.
+        cache: folder of all stores; the store's name is a hash of paths, file sizes, times of
+            change, size, fit: a replaced image makes a new store.
         progress: called with (images done, images in all).
         threads: decoding threads (Pillow releases the interpreter lock).
 
@@ -118,40 +170,60 @@ def build_store(
         UserError: names and counts the files that cannot be read; nothing is kept then.
     """
     files = [inside(root, str(p)) for p in paths]
+    missing = [str(p) for p, file in zip(paths, files, strict=True) if not file.is_file()]
+    if missing:
+        raise _unreadable(missing, root)
     folder = cache / f"images-{_key(files, paths, size, fit)}"
     if (folder / "store.json").exists():
         return open_store(folder)
-    channels = 1 if all(_is_gray(f) for f in files[:64]) else 3
-    with lock(cache / f"{folder.name}.lock"):
+    locked = cache / f"{folder.name}.lock"
+    with lock(locked, wait=True):
         if not (folder / "store.json").exists():
-            bad = _fill(folder, files, size, fit, channels, progress, threads)
-            if bad and channels == 1 and bad == ["color"]:
-                _remove(folder)
-                bad = _fill(folder, files, size, fit, 3, progress, threads)
+            rule, bad = _fill_all(folder, files, size, fit, progress, threads)
             if bad:
-                _remove(folder)
-                _refuse(bad, root)
-            write_json(folder / "store.json", {"images": len(files), "size": size, "fit": fit})
+                shutil.rmtree(folder)
+                locked.unlink()
+                raise _unreadable([str(paths[i]) for i in bad], root)
+            write_json(folder / "store.json", asdict(rule))
     return open_store(folder)
 
 
 def _key(files: Sequence[Path], paths: Sequence[str], size: int, fit: str) -> str:
-    """Hash over names and byte counts: a replaced image makes a new store."""
     h = hashlib.sha256(json.dumps([size, fit]).encode())
     for file, path in zip(files, paths, strict=True):
-        try:
-            h.update(f"{path}\0{file.stat().st_size}\0".encode())
-        except OSError:
-            h.update(f"{path}\0missing\0".encode())
+        stat = file.stat()
+        h.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return h.hexdigest()[:16]
 
 
-def _is_gray(file: Path) -> bool:
-    try:
-        with Image.open(file) as image:
-            return image.mode in _GRAY
-    except (OSError, UnidentifiedImageError):
-        return True  # named later, with all the others
+def _unreadable(bad: Sequence[str], root: Path) -> UserError:
+    shown = ", ".join(bad[:5]) + (" ..." if len(bad) > 5 else "")
+    return UserError(
+        f"{len(bad)} {'image' if len(bad) == 1 else 'images'} cannot be read: {shown}",
+        str(root),
+        "Repair the files or take their rows out of the table.",
+    )
+
+
+def _fill_all(
+    folder: Path,
+    files: Sequence[Path],
+    size: int,
+    fit: str,
+    progress: Callable[[int, int], None],
+    threads: int,
+) -> tuple[Rule, list[int]]:
+    """Decodes every file; one that calls for a wider rule starts the store over under that rule.
+
+    Returns:
+        The rule, and the rows that cannot be read.
+    """
+    rule = _saved_rule(folder) or Rule()
+    while True:
+        wider, bad = _fill(folder, files, size, fit, rule, progress, threads)
+        if wider == rule:
+            return rule, bad
+        rule = wider
 
 
 def _fill(
@@ -159,61 +231,57 @@ def _fill(
     files: Sequence[Path],
     size: int,
     fit: str,
-    channels: int,
+    rule: Rule,
     progress: Callable[[int, int], None],
     threads: int,
-) -> list[str]:
-    """Decodes missing rows; returns the unreadable files (``["color"]``: not a gray store)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shape = (len(files), size, size, channels)
-    array = _open_map(folder / "images.npy", shape)
-    filled = _open_map(folder / "filled.npy", (len(files),))
-    bad: list[str] = []
+) -> tuple[Rule, list[int]]:
+    """Decodes the missing rows under one rule, or up to a file that calls for a wider one."""
+    array, filled = _open_maps(folder, rule, (len(files), size, size, rule.channels))
 
-    def one(i: int) -> None:
+    def one(i: int) -> Rule | None:
         try:
-            if channels == 1 and not _is_gray(files[i]):
-                bad.append("color")
-                return
-            array[i] = decode(files[i], size, fit, channels)
-            filled[i] = 1
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            bad.append(files[i].name)
+            image = _read(files[i])
+            wider = rule.widened(_rule_of(image))
+            if wider == rule:
+                array[i] = _square(image, size, fit, rule)
+            return wider
+        except (OSError, ValueError):
+            return None
 
-    todo = np.flatnonzero(filled == 0)
+    todo, bad = np.flatnonzero(filled == 0), list[int]()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(todo), _CHUNK):
-            list(pool.map(one, todo[start : start + _CHUNK].tolist()))
-            progress(len(files) - len(todo) + min(start + _CHUNK, len(todo)), len(files))
-            if "color" in bad:
-                return ["color"]
-    array.flush()
-    filled.flush()
-    return sorted(bad)
+            rows = todo[start : start + _CHUNK].tolist()
+            needs = list(pool.map(one, rows))
+            wider = functools.reduce(Rule.widened, [n for n in needs if n], rule)
+            if wider != rule:
+                return wider, []
+            array.flush()  # pixels reach the disk before the mark that says so
+            filled[[i for i, need in zip(rows, needs, strict=True) if need]] = 1
+            bad += [i for i, need in zip(rows, needs, strict=True) if not need]
+            progress(len(files) - len(todo) + start + len(rows), len(files))
+    return rule, bad
 
 
-def _open_map(path: Path, shape: tuple[int, ...]) -> Any:
-    if path.exists():
-        old = np.lib.format.open_memmap(path, mode="r+")
-        if old.shape == shape:
-            return old
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+def _saved_rule(folder: Path) -> Rule | None:
+    """The rule of an unfinished store."""
+    file = folder / "rule.json"
+    return Rule(**json.loads(file.read_text())) if file.exists() else None
 
 
-def _remove(folder: Path) -> None:
-    for item in folder.glob("*"):
-        item.unlink()
-    folder.rmdir()
-
-
-def _refuse(bad: Sequence[str], root: Path) -> None:
-    shown = ", ".join(bad[:5]) + (" ..." if len(bad) > 5 else "")
-    noun = "image" if len(bad) == 1 else "images"
-    raise UserError(
-        f"{len(bad)} {noun} cannot be read: {shown}",
-        str(root),
-        "Repair the files or take their rows out of the table.",
+def _open_maps(folder: Path, rule: Rule, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Pixels and marks of an unfinished store; made anew unless they follow this rule."""
+    names = folder / "images.npy", folder / "filled.npy"
+    if _saved_rule(folder) == rule:
+        return tuple(np.lib.format.open_memmap(n, mode="r+") for n in names)  # type: ignore
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    maps = tuple(
+        np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=s)
+        for name, s in zip(names, (shape, shape[:1]), strict=True)
     )
+    write_json(folder / "rule.json", asdict(rule))  # last: it says that the maps are whole
+    return maps  # type: ignore[return-value]
 
 
 def normalize(batch: Bytes, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

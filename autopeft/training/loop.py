@@ -94,6 +94,8 @@ def train_epochs(
         _restore(optimizer, names, optimizer_state)
     base = [group["lr"] for group in optimizer.param_groups]
     weight = cell_weights(plan.rows, plan.train.sampling)
+    assert plan.rows.label is not None
+    positive_weight = torch.from_numpy(label_weights(plan.rows.label))
     steps = math.ceil(len(plan.rows) / plan.batch_size)
     mean_loss = math.nan
     adapted.set_train(True)
@@ -105,7 +107,9 @@ def train_epochs(
             for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * _schedule(epoch * steps + step, steps * plan.epochs)
             torch.manual_seed(int(mix(plan.seed, plan.repeat, epoch, step)) >> 1)
-            loss = _step(adapted, plan, optimizer, epoch, order[rows], occurrence[rows])
+            loss = _step(
+                adapted, plan, optimizer, positive_weight, epoch, order[rows], occurrence[rows]
+            )
             if not math.isfinite(loss):
                 raise NotFiniteError(f"loss is {loss} at epoch {epoch}, step {step}")
             total += loss
@@ -119,6 +123,7 @@ def _step(
     adapted: Adapted,
     plan: Plan,
     optimizer: torch.optim.Optimizer,
+    positive_weight: Tensor,
     epoch: int,
     order: Ints,
     occurrence: Ints,
@@ -126,7 +131,6 @@ def _step(
     """One optimizer step; returns the batch's mean loss."""
     assert plan.rows.label is not None
     label = torch.from_numpy(plan.rows.label[order])
-    positive_weight = torch.from_numpy(label_weights(plan.rows.label))
     count = max(1, _labelled(label, plan.kind))
     micro = plan.micro_batch or len(order)
     optimizer.zero_grad(set_to_none=True)

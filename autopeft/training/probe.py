@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
+from sklearn.preprocessing import StandardScaler
 
 from autopeft.evaluation import Kind
 
@@ -51,14 +52,14 @@ def fit_probe(
         label: 0, 1 or NaN = ignore, [N, C]; one-hot for multiclass.
         kind: binary and multilabel fit C independent logits, multiclass a softmax.
         strength: L2 strength.
-        weight: sample weights [N, C]; None = equal.
+        weight: sample weights [N, C]; None = equal. Multiclass reads the true class's.
         iterations: L-BFGS iterations.
 
     Returns:
         The probe; a class without both labels gets weight 0 and its (clipped) log-odds as bias.
     """
-    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
-    x = (features - mean) / std
+    scaler = StandardScaler().fit(features)
+    x = scaler.transform(features)
     n_classes = label.shape[1]
     w, b = np.zeros((n_classes, x.shape[1])), np.zeros(n_classes)
     if kind == "multiclass":
@@ -66,7 +67,7 @@ def fit_probe(
         target = label[keep].argmax(axis=1)
         present = np.unique(target)
         if len(present) > 1:
-            sample = None if weight is None else weight[keep].max(axis=1)
+            sample = None if weight is None else weight[keep][np.arange(len(target)), target]
             coef, bias = _solve(x[keep], target, strength, sample, iterations)
             if len(present) == 2:  # scikit-learn gives one row for two classes
                 coef, bias = np.concatenate([-coef, coef]) / 2, np.concatenate([-bias, bias]) / 2
@@ -83,8 +84,8 @@ def fit_probe(
             sample = None if weight is None else weight[keep, c]
             coef, bias = _solve(x[keep], target, strength, sample, iterations)
             w[c], b[c] = coef[0], bias[0]
-    w = w / std
-    return Probe(w, b - w @ mean)
+    w = w / scaler.scale_
+    return Probe(w, b - w @ scaler.mean_)
 
 
 def _solve(

@@ -29,7 +29,8 @@ def cell_weights(rows: Rows, sampling: str) -> npt.NDArray[np.float64] | None:
         keys = _cells(keys, rows.groups.values())
     _, cell, count = np.unique(keys, return_inverse=True, return_counts=True)
     weight = 1.0 / count[cell]
-    weight = np.minimum(weight / weight.mean(), CAP)
+    while weight.max() > 1.001 * CAP * weight.mean():  # a cap lowers the mean, hence the cap
+        weight = np.minimum(weight, CAP * weight.mean())
     return weight / weight.mean()  # type: ignore[no-any-return]
 
 

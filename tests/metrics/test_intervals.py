@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from autopeft.metrics import intervals
+from autopeft.evaluation import Cost, Evaluation
+from autopeft.metrics import METRICS, intervals
 from autopeft.metrics.classification import auroc, brier
 from autopeft.metrics.intervals import (
     Interval,
@@ -179,10 +182,22 @@ def test_any_function_of_predictions_has_an_interval(table):
     )
 
 
+@pytest.mark.parametrize("metric", intervals.COMPARABLE)
+def test_everything_a_verdict_can_be_about_can_be_paired(table, metric):
+    a, b = simulate(table, 1), simulate(table, 2)
+    found = paired(a, b, metric, n=50, counted=COUNTED)
+    e, f = (METRICS[metric](Evaluation(p, Cost(1, 1), COUNTED)) for p in (a, b))
+    assert METRICS[metric].direction == "maximize"
+    assert found.value == pytest.approx(e - f)
+    assert found.low <= found.value <= found.high
+
+
 def test_other_rows_cannot_be_compared(table):
     p = simulate(table)
     with pytest.raises(ValueError, match="same rows"):
         paired(p, p.take(np.arange(len(p.patient))[::-1]))
+    with pytest.raises(ValueError, match="same rows"):
+        paired(p, table(p.score, p.target, patient=p.patient[::-1], groups=p.groups))
     with pytest.raises(ValueError, match="same rows"):
         paired(p, table(p.score, 1 - p.target, patient=p.patient, groups=p.groups))
 
@@ -282,3 +297,14 @@ def test_paired_difference_rejects_equal_models_as_often_as_it_says(table):
         found = paired(a, b, n=600)
         inside += found.low <= 0 <= found.high
     assert 0.92 <= inside / 600 <= 0.98
+
+
+@pytest.mark.slow
+def test_a_large_bootstrap_takes_seconds(table):
+    """2,000 resamples of 20,000 rows and 14 labels: 3 s on one core where this was written."""
+    rng = np.random.default_rng(0)
+    y = (rng.random((20_000, 14)) < 0.2).astype(float)
+    p = table(rng.normal(size=y.shape) + y, y, patient=rng.integers(0, 8000, 20_000))
+    start = time.perf_counter()
+    assert bootstrap(p).dropped == 0
+    assert time.perf_counter() - start < 20

@@ -1,0 +1,203 @@
+"""Everything that bad input could break is opened here, before a run writes anything."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autopeft import baselines, plugins
+from autopeft import settings as settings_file
+from autopeft.bench import Audience
+from autopeft.data import load_task
+from autopeft.data.counted import CountedGroups, check_groups
+from autopeft.data.task import Task
+from autopeft.errors import UserError
+from autopeft.job import Rows, Setup
+from autopeft.objective import Objective, load_objective
+from autopeft.progress import Screen
+from autopeft.result import Result, load_result
+from autopeft.schedule import rungs
+from autopeft.settings import Settings
+from autopeft.space import Space, load_space
+from autopeft.study import Study
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Everything that bad input could break, opened and checked."""
+
+    task: Task
+    objective: Objective
+    space: Space
+    network: Any
+    images: Path
+    counted: CountedGroups
+    decode_seconds: float
+
+
+def finished(settings: Settings) -> Result | None:
+    """The result of a run that is done, or None; refuses other settings on an old run."""
+    folder = settings.run_dir
+    saved_file = folder / "settings.yaml"
+    if not saved_file.exists():
+        return None
+    saved = settings_file.from_mapping(settings_file.load(saved_file), str(saved_file))
+    settings.check_same(saved)
+    if not (folder / "result.json").exists():
+        return None
+    if settings.trials > saved.trials:
+        raise UserError(
+            f"the run is finished with {saved.trials} trials and its test patients are opened",
+            str(folder),
+            "More trials would be chosen knowing the test; take a new --name.",
+        )
+    return load_result(folder)
+
+
+def prepare(settings: Settings, screen: Screen) -> Ready:
+    """Loads and checks task, objective, space, backbone and images; writes only to the cache."""
+    from autopeft.backbones.weights import load_backbone
+    from autopeft.methods import METHODS, canonical
+    from autopeft.training.images import build_store
+
+    cache = Path(settings.runs_dir) / ".cache"
+    objective = load_objective(settings.objective)
+    baselines.names(settings.baselines, "groups" in objective.needs)
+    space = load_space(settings.space)
+    network = load_backbone(
+        settings.backbone, settings.weights, settings.image_size, settings.offline
+    )
+    space.check(network.facts, METHODS, True, canonical)
+    task = load_task(settings, cache)
+    needed = "groups" in objective.needs
+    counted = check_groups(task, settings, needed or bool(settings.group))
+    if needed and not task.attributes:
+        raise UserError(
+            f"objective {settings.objective!r} compares groups, but none is declared",
+            "--group",
+            "Name at least one attribute, e.g. --group sex --group age:60.",
+        )
+    started = time.perf_counter()
+    with screen.bar("decoding images") as bar:
+        store = build_store(
+            task.root,
+            task.paths,
+            network.facts.image_size,
+            settings.fit,
+            cache,
+            bar,
+            os.cpu_count() or 1,
+        )
+    seconds = time.perf_counter() - started
+    return Ready(task, objective, space, network, store.folder, counted, seconds)
+
+
+def make_setup(settings: Settings, ready: Ready, study: Study) -> Setup:
+    """What workers get. Threads and precision are decided at the first start and kept."""
+    from autopeft.training.precision import decide
+
+    machine = study.fact("machine")
+    if machine is None:
+        cores = os.cpu_count() or 1
+        workers = settings.workers or (max(1, cores // 2) if settings.runner == "ray" else 1)
+        threads = settings.cpus_per_worker or max(1, cores // workers)
+        precision = decide(settings.precision, threads)
+        machine = study.fix("machine", {"threads": threads, "precision": precision})
+    task, facts = ready.task, ready.network.facts
+    return Setup(
+        kind=task.kind,
+        classes=task.classes,
+        backbone=settings.backbone,
+        weights=settings.weights,
+        weights_sha256=facts.sha256,
+        image_size=facts.image_size,
+        fit=settings.fit,
+        images=str(ready.images.resolve()),
+        cache=str((Path(settings.runs_dir) / ".cache").resolve()),
+        run_dir=str(settings.run_dir.resolve()),
+        rows={split: task.rows(split) for split in ("train", "search")},
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        views=settings.views,
+        precision=machine["precision"],
+        threads=machine["threads"],
+        seed=settings.seed,
+        offline=settings.offline,
+    )
+
+
+def make_audience(settings: Settings, ready: Ready, setup: str) -> Audience:
+    """What the driver may look at so far: no test rows."""
+    rows: dict[str, Rows] = {s: ready.task.rows(s) for s in ("train", "search", "confirm")}
+    return Audience(
+        settings.run_dir,
+        ready.task.classes,
+        ready.task.kind,
+        rows,
+        {a: g for a, g in ready.counted.groups.items() if len(g) > 1},
+        settings.margin,
+        setup,
+        settings.epochs,
+        dict(ready.counted.labels),
+    )
+
+
+def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]:
+    """What ``protocol.yaml`` says: what will be called a success, before anything is trained."""
+    from autopeft.version import __version__
+
+    task, objective = ready.task, ready.objective
+    wanted = baselines.names(settings.baselines, "groups" in objective.needs)
+    splits = ("train", "search", "confirm", "test")
+    counts = {s: task.counts(s) for s in splits}
+    every = {
+        s: {
+            str(r["class"]): f"{r.positives}+ / {r.negatives}- of {r.patients} {task.unit}s"
+            for _, r in t[t.attribute == "all"].iterrows()
+        }
+        for s, t in counts.items()
+    }
+    return {
+        "autopeft": __version__,
+        "use": "Research use; not a medical device.",
+        "task": {"name": task.name, "digest": task.digest, "unit": task.unit},
+        "classes": list(task.classes),
+        "splits": every,
+        "inner": "holdout",
+        "setup": setup.digest(),
+        "objective": settings.objective,
+        "objective_sha256": plugins.find("objectives", settings.objective).sha256,
+        "space_sha256": plugins.find("search_spaces", settings.space).sha256,
+        "space": settings.space,
+        "trials": settings.trials,
+        "epochs": settings.epochs,
+        "rungs": list(rungs(settings.epochs)),
+        "finalists": settings.confirm,
+        "seeds": settings.seeds,
+        "baselines": list(wanted),
+        "reference": "best of the reference baselines, mean of the seeds, on search",
+        "groups": {a: list(g) for a, g in ready.counted.groups.items()},
+        "groups_left_out": list(ready.counted.notes),
+        "ranking": f"{objective.primary} on confirm, mean of the seeds; "
+        "within one paired standard error the fewest trained parameters win",
+        "contrast": f"winner minus the baseline strongest on confirm, {objective.primary}, test",
+        "alpha": 0.05,
+        "margin": settings.margin,
+        "words": "better: interval above 0; not worse: above -margin; worse: below 0; "
+        "else cannot tell",
+    }
+
+
+def opening(settings: Settings, ready: Ready, setup: Setup) -> str:
+    """The first line on stderr: what is about to be trained, on whom, how."""
+    task = ready.task
+    sizes = ", ".join(f"{s} {len(setup.rows[s])}" for s in setup.rows)
+    return (
+        f"run {settings.run_name}: {task.name}, {task.patients} {task.unit}s, "
+        f"{len(task.paths)} images ({sizes}); holdout; {settings.backbone} at "
+        f"{setup.image_size} px, {setup.precision}, {setup.threads} threads a worker"
+    )

@@ -1,0 +1,221 @@
+"""What a result says, in plain words: one wording for the terminal and for the page.
+
+Every function reads ``result.json`` and gives plain text. Names that come from a user (labels,
+groups, files) are not escaped here; whoever prints does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import PureWindowsPath
+from typing import Any
+
+Numbers = Mapping[str, Any]
+
+RESEARCH = "RESEARCH USE, not a medical device"
+SPLITS = ("train", "search", "confirm", "test")
+UNKNOWN = "unknown"
+
+# Training fields that are told only where they differ from doing nothing.
+_QUIET = {"layer_decay": 1.0, "drop_path": 0.0, "label_smoothing": 0.0, "loss": "bce"}
+
+
+def interval(value: Mapping[str, float] | None, signed: bool = False) -> str:
+    """``0.861 (0.840 to 0.880)``, or ``n/a``."""
+    if value is None:
+        return "n/a"
+    form = "{:+.3f}" if signed else "{:.3f}"
+    low, high = form.format(value["low"]), form.format(value["high"])
+    return f"{form.format(value['value'])} ({low} to {high})"
+
+
+def number(value: float | None) -> str:
+    """``0.861``, or ``n/a``."""
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def percent(share: float | None) -> str:
+    """``13%``, or ``n/a``."""
+    return "n/a" if share is None else f"{share:.0%}"
+
+
+def metric_name(name: str) -> str:
+    """``worst_group_auroc`` -> ``worst group AUROC``; ``auroc:Edema`` -> ``AUROC, Edema``."""
+    head, _, rest = name.partition(":")
+    words = head.replace("_", " ").replace("auroc", "AUROC")
+    return f"{words}, {rest}" if rest else words
+
+
+def plugin_name(given: str) -> str:
+    """A space's or objective's name; of a user's file only the stem: a page shows no path."""
+    return PureWindowsPath(given).stem  # knows both kinds of slashes
+
+
+def externals(numbers: Numbers) -> list[str]:
+    """Names of the external checks."""
+    return [split for split in numbers["patients"] if split not in SPLITS]
+
+
+def metrics_shown(numbers: Numbers) -> list[str]:
+    """AUROC, and the primary metric where it is another one."""
+    return list(dict.fromkeys(["auroc", str(numbers["primary"])]))
+
+
+def models(numbers: Numbers) -> dict[str, Numbers]:
+    """Winner and baselines by name, in this order."""
+    return {"winner": numbers["best"], **numbers["baselines"]}
+
+
+# ---- verdict ------------------------------------------------------------------------------------
+
+
+def contrast_lines(numbers: Numbers) -> list[str]:
+    """The declared contrast with its intervals, and whether accuracy was kept."""
+    contrast, kept = numbers["contrast"], numbers["accuracy_kept"]
+    against = f"winner minus {contrast['baseline']}"
+    lines = [
+        f"{metric_name(contrast['metric'])} on test, {against}: "
+        f"{interval(contrast['adapter'], signed=True)} this adapter"
+    ]
+    if contrast["recipe"]:
+        recipe = interval(contrast["recipe"], signed=True)
+        lines.append(f"the same over fresh seeds: {recipe} this recipe")
+    if contrast["primary_undefined_on_test"]:
+        lines.append("the objective's own metric is undefined on test: AUROC stands in its place")
+    said = "not worse" if kept["kept"] else "not shown to be kept"
+    lines.append(
+        f"AUROC on confirm, winner minus {kept['baseline']}: "
+        f"{interval(kept['difference'], signed=True)} {said} (margin {kept['margin']:g})"
+    )
+    return lines
+
+
+# ---- winner -------------------------------------------------------------------------------------
+
+
+def method_words(config: Mapping[str, Any]) -> str:
+    """``lora (r=8, lora_alpha=16) on fc1, qkv of blocks 8-11``."""
+    parts = []
+    for stratum in config["strata"]:
+        options = ", ".join(f"{k}={v}" for k, v in stratum["options"].items())
+        modules = ", ".join(stratum["modules"])
+        first, last = stratum["blocks"]
+        parts.append(
+            stratum["method"]
+            + (f" ({options})" if options else "")
+            + (f" on {modules} of" if modules else " on")
+            + (f" block {first}" if first == last else f" blocks {first}-{last}")
+        )
+    return "; ".join(parts) or "linear probe (the backbone stays as it is)"
+
+
+def readout_words(config: Mapping[str, Any]) -> str:
+    """``the head reads after 12 blocks, token+avg``."""
+    readout = config["readout"]
+    return f"the head reads after {readout['block']} blocks, {readout['pool']}"
+
+
+def training_words(config: Mapping[str, Any]) -> str:
+    """Optimizer, learning rate and whatever differs from doing nothing."""
+    train = config["train"]
+    if train["optimizer"] == "lbfgs":
+        words = ["solved to its optimum", f"L2 strength {train['weight_decay']:g}"]
+    else:
+        words = [
+            str(train["optimizer"]),
+            f"lr {train['lr']:g}",
+            f"weight decay {train['weight_decay']:g}",
+        ]
+    for name, nothing in _QUIET.items():
+        if name in train and train[name] != nothing:
+            words.append(f"{name.replace('_', ' ')} {train[name]}")
+    if train["sampling"] != "plain":
+        words.append(f"sampling by {train['sampling'].replace('_x_', ' and ')}")
+    return ", ".join(words)
+
+
+def size_words(numbers: Numbers) -> str:
+    """``148,225 trained parameters (0.7% of the backbone's)``."""
+    trained = numbers["best"]["trainable_params"]
+    words = f"{trained:,} trained parameters"
+    whole = numbers["backbone"].get("params")
+    return words if not whole else f"{words} ({100 * trained / whole:.2g}% of the backbone's)"
+
+
+# ---- honesty ------------------------------------------------------------------------------------
+
+
+def history(numbers: Numbers) -> str:
+    """``11 complete, 20 pruned, 1 failed``: the trials by state."""
+    told = [f"{count} {state}" for state, count in numbers["trials"].items() if count]
+    return ", ".join(told) or "none"
+
+
+def honesty_lines(numbers: Numbers) -> list[str]:
+    """How often search patients were looked at, what that cost, and who confirmed."""
+    optimism, patients = numbers["optimism"], numbers["patients"]
+    lines = [
+        f"{optimism['candidates']} candidates ({history(numbers)}), {optimism['looks']} looks at "
+        f"{patients['search']:,} search patients"
+    ]
+    if "value" in optimism:
+        lines.append(
+            f"optimism of the search {interval(optimism, signed=True)}: its own pick's "
+            f"{metric_name(optimism['metric'])} on search minus confirm"
+        )
+    seeds = numbers["best"]["seeds"]["repeats"]
+    lines.append(f"confirmed on {patients['confirm']:,} unseen patients, {_count(seeds, 'seed')}")
+    lines.append(f"test of {patients['test']:,} patients opened once (look {numbers['look']})")
+    if numbers["look"] > 1:
+        lines.append("other runs have looked at these test patients before")
+    if not numbers["feasible"]:
+        lines.append("no trial met the constraints on search: the front is the least violating")
+    return lines
+
+
+def not_known(numbers: Numbers) -> list[str]:
+    """What this run cannot say, as far as its own numbers show it."""
+    lines = _groups_not_known(numbers["groups"])
+    if not numbers["groups"]:
+        lines.append("no patient groups were declared: nobody looked at differences between them")
+    blunt = [label for label, value in numbers["thresholds"].items() if value is None]
+    if blunt:
+        lines.append(f"no threshold could be fitted on search: {', '.join(blunt)}")
+    if numbers["contrast"]["adapter"] is None:
+        lines.append("the declared contrast has no interval on these test patients")
+    if numbers["contrast"]["recipe"] is None:
+        lines.append("no interval of the recipe (it needs at least 3 fresh seeds)")
+    if not externals(numbers):
+        lines.append("other hospitals, scanners and populations than this data set's")
+    return lines
+
+
+def _groups_not_known(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Groups that are unknown, do not count, or are too small on test; each named once."""
+    unknown: dict[str, int] = {}
+    uncounted: dict[str, None] = {}
+    small: dict[str, None] = {}
+    for row in rows:
+        attribute, group = row["attribute"], row["group"]
+        if group == UNKNOWN:
+            seen = row["positives"] + row["negatives"]
+            unknown[attribute] = max(seen, unknown.get(attribute, 0))
+        elif not row["counted"]:
+            uncounted[group] = None
+        elif row["auroc"] is None:
+            small[f"{group} {row['text'].removeprefix('n/a ')}"] = None
+    lines = [f"{a} is unknown for {_count(n, 'test patient')}" for a, n in unknown.items()]
+    if uncounted:
+        lines.append(f"groups with too few search patients to count: {', '.join(uncounted)}")
+    if small:
+        lines.append(f"too few test patients to score: {', '.join(small)}")
+    return lines
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def group_name(row: Mapping[str, Any]) -> str:
+    """``sex=F``, or ``sex unknown``."""
+    return f"{row['attribute']} unknown" if row["group"] == UNKNOWN else str(row["group"])

@@ -1,0 +1,48 @@
+"""One trial of the journal as plain data."""
+
+import json
+
+import optuna
+
+from autopeft.candidate import Candidate, Readout, Train
+from autopeft.entry import Entry, Measured, read_entry
+from autopeft.evaluation import Cost
+from autopeft.job import Outcome
+
+PROBE = Candidate((), Train(), Readout(6, "avg"))
+
+
+def measured(epoch, value=0.8):
+    cost = Cost(10, 40, 1.5, 100)
+    return Measured(Outcome("ok", epoch=epoch, cost=cost), value, (value, None), {"floor": -0.1})
+
+
+def test_what_was_measured_survives_json():
+    assert Measured.from_dict(json.loads(json.dumps(measured(3).to_dict()))) == measured(3)
+
+
+def test_epoch_last_and_seconds_follow_the_rungs():
+    entry = Entry(0, PROBE)
+    assert (entry.epoch, entry.last, entry.seconds) == (0, None, 0)
+    entry = Entry(0, PROBE, rungs={1: measured(1), 3: measured(3)})
+    assert (entry.epoch, entry.last, entry.seconds) == (3, measured(3), 3.0)
+
+
+def test_a_trial_of_optuna_becomes_an_entry():
+    trial = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.FAIL,
+        user_attrs={
+            "candidate": PROBE.to_dict(),
+            "rung/3": measured(3).to_dict(),
+            "rung/1": measured(1).to_dict(),
+            "attempts/9": [Outcome("oom", "no memory").to_dict()],
+            "reason": "oom: no memory",
+        },
+        system_attrs={"NSGAIISampler:generation": 2, "constraints:floor": 0.1},
+    )
+    entry = read_entry(trial)
+    assert entry.state == "fail"
+    assert list(entry.rungs) == [1, 3]
+    assert entry.attempts[9] == (Outcome("oom", "no memory"),)
+    assert entry.reason == "oom: no memory"
+    assert entry.system == {"NSGAIISampler:generation": 2}

@@ -1,0 +1,211 @@
+"""Spaces: the presets on every kind of backbone, and mistakes named by file and field."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autopeft import plugins
+from autopeft.errors import UserError
+from autopeft.space import load_space, read_space
+
+VIT = SimpleNamespace(
+    depth=12,
+    modules=dict.fromkeys(("qkv", "proj", "fc1", "fc2")),
+    pools=("token", "avg", "token+avg"),
+)
+SHALLOW = SimpleNamespace(depth=6, modules=VIT.modules, pools=VIT.pools)
+CNN = SimpleNamespace(depth=8, modules=dict.fromkeys(("conv1", "conv2")), pools=("avg",))
+
+
+@dataclass
+class Lora:
+    r: int = 8
+
+
+@dataclass
+class Probe:
+    pass
+
+
+METHODS = {"lora": Lora, "linear_probe": Probe}
+SMALL = """
+methods:
+  lora:
+    r: {choices: [2, 4]}
+    last: {choices: [1, third, half, all]}
+    modules: {choices: [qkv, qkv+proj, all]}
+    lr: {type: float, low: 1e-4, high: 1e-2, log: true}
+  linear_probe:
+readout: {block: {choices: [half, all]}, pool: {choices: [token, avg]}}
+train: {sampling: {choices: [plain, label_x_group]}, weight_decay: 0.01}
+defaults:
+  - {method: lora, lora.r: 2, readout.pool: token}
+"""
+
+
+def asked(space, facts, has_groups=True, **params):
+    return space.ask(optuna.trial.FixedTrial(params), facts, has_groups)
+
+
+def test_a_draw_is_what_canonical_takes():
+    raw = asked(
+        read_space(SMALL, "f"),
+        VIT,
+        **{
+            "method": "lora",
+            "lora.r": 4,
+            "lora.last": "half",
+            "lora.modules": "qkv+proj",
+            "lora.lr": 1e-3,
+            "readout.block": "all",
+            "readout.pool": "avg",
+            "train.sampling": "plain",
+        },
+    )
+    assert raw == {
+        "strata": [
+            {"method": "lora", "options": {"r": 4}, "blocks": [6, 11], "modules": "qkv+proj"}
+        ],
+        "train": {"sampling": "plain", "weight_decay": 0.01, "lr": 1e-3},
+        "readout": {"block": 12, "pool": "avg"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("facts", "block", "last", "blocks"),
+    [
+        (VIT, "all", "third", [8, 11]),
+        (VIT, "half", "third", [4, 5]),  # counted from the readout, not from the top
+        (VIT, "half", 1, [5, 5]),
+        (SHALLOW, "all", "third", [4, 5]),
+        (SHALLOW, "half", "all", [0, 2]),
+        (CNN, "all", "half", [4, 7]),
+    ],
+)
+def test_last_counts_blocks_below_the_readout(facts, block, last, blocks):
+    params = {
+        "method": "lora",
+        "lora.r": 2,
+        "lora.last": last,
+        "lora.modules": "all",
+        "lora.lr": 1e-3,
+        "readout.block": block,
+        "readout.pool": "avg",
+        "train.sampling": "plain",
+    }
+    assert asked(read_space(SMALL, "f"), facts, **params)["strata"][0]["blocks"] == blocks
+
+
+def test_impossible_choices_are_left_out():
+    space = read_space(SMALL, "f")
+    cnn = space.fit(CNN, has_groups=False).fields
+    assert cnn["lora.modules"].extremes == ("all",)
+    assert cnn["readout.pool"].extremes == ("avg",)
+    assert cnn["train.sampling"].extremes == ("plain",)
+    assert space.fit(VIT, has_groups=True).fields["train.sampling"].extremes == (
+        "plain",
+        "label_x_group",
+    )
+    # A warm start keeps what is possible here; the rest is sampled.
+    assert space.defaults(CNN) == [{"method": "lora", "lora.r": 2}]
+    assert space.defaults(VIT) == [{"method": "lora", "lora.r": 2, "readout.pool": "token"}]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lora:\n    r:", "lora:\n    rank:", "lora has no option 'rank'"),
+        ("  lora:", "  lorra:", "unknown method 'lorra'. Did you mean \"lora\"?"),
+        ("readout: {block", "readout: {blok", 'Did you mean "block"?'),
+        ("weight_decay: 0.01", "weight_decy: 0.01", 'Did you mean "weight_decay"?'),
+        ("methods:", "method:", 'Did you mean "methods"?'),
+        ("{choices: [2, 4]}", "{choices: []}", "there are no choices"),
+        ("low: 1e-4", "low: 0", "a log range cannot start at 0"),
+        ("low: 1e-4", "low: 1", "the range is empty"),
+        ("[1, third", "[1, thrid", "'thrid' is no depth"),
+        ("[1, third", "[0, third", "0 is no depth"),
+        ("block: {choices: [half, all]}", "block: {choices: [13]}", "has 12 blocks"),
+        ("[plain, label_x_group]", "[plain, groups]", 'Did you mean "group"?'),
+        ("[token, avg]", "[tokens]", 'Did you mean "token"?'),
+        ("[qkv, qkv+proj, all]", "[conv1]", "none of conv1 is possible"),
+        ("lora.r: 2", "lora.r: 3", "lora.r = 3 is outside of the space"),
+        ("lora.r: 2", "lora.q: 2", "unknown parameter 'lora.q'"),
+        ("{method: lora, ", "{method: linear_probe, ", "'lora.r' belongs to lora"),
+        ("{method: lora, ", "{", "no method is named"),
+    ],
+)
+def test_mistakes_are_named_with_the_file(old, new, said):
+    assert old in SMALL
+    with pytest.raises(UserError, match=r"my\.yaml") as error:
+        read_space(SMALL.replace(old, new, 1), "my.yaml").check(VIT, METHODS, True)
+    assert said in str(error.value)
+
+
+def test_group_sampling_alone_needs_groups():
+    text = SMALL.replace("[plain, label_x_group]", "[group]")
+    read_space(text, "f").check(VIT, METHODS, has_groups=True)
+    with pytest.raises(UserError, match="give --group"):
+        read_space(text, "f").check(VIT, METHODS, has_groups=False)
+
+
+def test_every_value_is_tried_with_canonical_before_anything_is_trained():
+    def canonical(raw, facts):
+        if raw["strata"][0]["options"].get("r") == 4:
+            raise UserError("r = 4 is not possible", "method lora", "Choose 2.")
+
+    with pytest.raises(UserError, match=r"f, methods\.lora\.r: r = 4"):
+        read_space(SMALL, "f").check(VIT, METHODS, True, canonical)
+
+
+def test_one_name_has_one_range():
+    names = read_space(SMALL, "f").distributions()
+    assert set(names) == {
+        "method", "lora.r", "lora.last", "lora.modules", "lora.lr",
+        "readout.block", "readout.pool", "train.sampling",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", plugins.names("search_spaces"))
+@pytest.mark.parametrize("facts", [VIT, SHALLOW, CNN], ids=["vit", "shallow", "cnn"])
+@pytest.mark.parametrize("has_groups", [True, False])
+def test_presets_fit_every_backbone(name, facts, has_groups):
+    space = load_space(name)
+    assert space.defaults(facts, has_groups)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(30):
+        raw = space.ask(study.ask(), facts, has_groups)
+        assert 1 <= raw["readout"]["block"] <= facts.depth
+        assert raw["readout"]["pool"] in facts.pools
+        assert has_groups or raw["train"]["sampling"] in ("plain", "label")
+
+
+@pytest.mark.parametrize("name", plugins.names("search_spaces"))
+def test_presets_open_with_their_command(name):
+    first = plugins.find("search_spaces", name).text.splitlines()[0]
+    assert first.startswith(f"# autopeft search --space {name} ")
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), depth=st.integers(1, 24))
+def test_strata_lie_below_the_readout_at_any_depth(seed, depth):
+    facts = SimpleNamespace(depth=depth, modules=VIT.modules, pools=VIT.pools)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    raw = load_space("default").ask(study.ask(), facts, True)
+    readout = raw["readout"]["block"]
+    assert 1 <= readout <= depth
+    for stratum in raw["strata"]:
+        if "blocks" in stratum:
+            first, last = stratum["blocks"]
+            assert 0 <= first <= last == readout - 1
+
+
+def test_presets_pass_the_real_methods():
+    pytest.importorskip("autopeft.methods.canonical")
+    from autopeft.methods import METHODS as REAL
+
+    for name in plugins.names("search_spaces"):
+        load_space(name).check(VIT, REAL, True)
