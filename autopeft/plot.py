@@ -65,93 +65,115 @@ def plot_front(numbers: Numbers, points: Sequence[Point] = ()) -> Figure | None:
         if None not in entry["values"].values():
             mark = best["fingerprint"] if entry["config"] == best["config"] else ""
             known.setdefault(entry["number"], Point(entry["number"], mark, entry["values"]))
-    front = frozenset(entry["number"] for entry in numbers["front"])
-    drawn = list(known.values())
-    if not drawn:
+    scene = _Scene(
+        tuple(known.values()),
+        frozenset(entry["number"] for entry in numbers["front"]),
+        best["fingerprint"],
+        reference,
+    )
+    if not known:
         return None
-    terms = list(drawn[0].values)[:2]
-    if len(terms) == 1:
-        return _ranked(drawn, terms[0], front, best["fingerprint"], reference)
-    return _plane(drawn, terms, front, best["fingerprint"], reference)
+    terms = list(scene.points[0].values)
+    return _ranked(scene, terms[0]) if len(terms) == 1 else _plane(scene, terms[0], terms[1])
 
 
-def _plane(
-    points: list[Point], terms: Sequence[str], front: frozenset[int], winner: str, reference: Numbers
-) -> Figure:
+@dataclass(frozen=True)
+class _Scene:
+    """The trials, which of them are on the front, which one won, and the baselines' best."""
+
+    points: tuple[Point, ...]
+    front: frozenset[int]
+    winner: str
+    reference: Numbers
+
+    def values(self, term: str) -> list[float]:
+        """What an axis of this term must hold."""
+        best = [float(self.reference[term])] if term in self.reference else []
+        return [p.values[term] for p in self.points] + best
+
+    def is_behind(self, p: Point) -> bool:
+        """Whether the trial is not on the front."""
+        return p.number not in self.front
+
+
+_ACROSS, _UP = (76, WIDTH - 16), (300, 34)  # where the axes of the front start and stop
+
+
+def _plane(scene: _Scene, a: str, b: str) -> Figure:
     """Two terms against each other."""
-    width, height = (76, WIDTH - 16), (300, 34)
-    a, b = terms
-    x = axis([p.values[a] for p in points] + _known(reference, a), *width)
-    y = axis([p.values[b] for p in points] + _known(reference, b), *height)
-    parts = [*grid(x, y, width, height, metric_name(a), metric_name(b))]
-    if a in reference:
-        parts.append(line(x.at(reference[a]), height[0], x.at(reference[a]), height[1], "re"))
-    if b in reference:
-        parts.append(line(width[0], y.at(reference[b]), width[1], y.at(reference[b]), "re"))
-    best = sorted((p for p in points if p.number in front), key=lambda p: p.values[a])
+    x, y = axis(scene.values(a), *_ACROSS), axis(scene.values(b), *_UP)
+    parts = [*grid(x, y, _ACROSS, _UP, metric_name(a), metric_name(b))]
+    if a in scene.reference:
+        at = x.at(scene.reference[a])
+        parts.append(line(at, _UP[0], at, _UP[1], "re"))
+    parts += _reference_line(scene, b, y)
+    best = sorted((p for p in scene.points if not scene.is_behind(p)), key=lambda p: p.values[a])
     if len(best) > 1:
         path = " ".join(f"{x.at(p.values[a]):.1f},{y.at(p.values[b]):.1f}" for p in best)
         parts.append(f'<polyline class="l1" fill="none" opacity=".45" points="{path}"/>')
-    for p in points:
-        said = ", ".join(f"{metric_name(t)} {p.values[t]:.3f}" for t in terms)
-        parts.append(_mark(x.at(p.values[a]), y.at(p.values[b]), p, front, winner, said))
-    parts += _key(points, front, winner, bool(reference))
+    for p in scene.points:
+        parts.append(_mark(scene, p, x.at(p.values[a]), y.at(p.values[b])))
     title = f"Front of the search: {metric_name(a)} against {metric_name(b)}"
-    told = f"{len(points)} fully trained trials, {len(front)} of them on the front."
-    return figure(title, told, 358, parts, "front")
+    told = f"{len(scene.points)} fully trained trials, {len(best)} of them on the front."
+    return figure(title, told, 358, parts + _key(scene), "front")
 
 
-def _ranked(
-    points: list[Point], term: str, front: frozenset[int], winner: str, reference: Numbers
-) -> Figure:
-    """One term: the trials from the front's side down."""
-    best = [p.values[term] for p in points if p.number in front]
-    down = not best or best[0] >= max(p.values[term] for p in points)
-    points = sorted(points, key=lambda p: p.values[term], reverse=down)
-    width, height = (76, WIDTH - 16), (300, 34)
-    y = axis([p.values[term] for p in points] + _known(reference, term), *height)
-    step = (width[1] - width[0]) / (len(points) + 1)
-    parts = [*grid(None, y, width, height, "fully trained trials, best first", metric_name(term))]
-    if term in reference:
-        parts.append(line(width[0], y.at(reference[term]), width[1], y.at(reference[term]), "re"))
+def _ranked(scene: _Scene, term: str) -> Figure:
+    """One term: the trials by rank, the front's own first."""
+    on_front = [p.values[term] for p in scene.points if not scene.is_behind(p)]
+    down = not on_front or on_front[0] >= max(p.values[term] for p in scene.points)
+    points = sorted(scene.points, key=lambda p: p.values[term], reverse=down)
+    y = axis(scene.values(term), *_UP)
+    step = (_ACROSS[1] - _ACROSS[0]) / (len(points) + 1)
+    below = "fully trained trials, best first"
+    parts = [*grid(None, y, _ACROSS, _UP, below, metric_name(term))]
+    parts += _reference_line(scene, term, y)
     for rank, p in enumerate(points, 1):
-        at = width[0] + rank * step
-        said = f"{metric_name(term)} {p.values[term]:.3f}"
-        parts.append(_mark(at, y.at(p.values[term]), p, front, winner, said))
-    parts += _key(points, front, winner, bool(reference))
+        parts.append(_mark(scene, p, _ACROSS[0] + rank * step, y.at(p.values[term])))
+    title = f"Trials of the search: {metric_name(term)}"
     told = f"{len(points)} fully trained trials on search patients, by rank."
-    return figure(f"Trials of the search: {metric_name(term)}", told, 358, parts, "front")
+    return figure(title, told, 358, parts + _key(scene), "front")
 
 
-def _mark(x: float, y: float, p: Point, front: frozenset[int], winner: str, said: str) -> str:
+def _reference_line(scene: _Scene, term: str, y: Axis) -> list[str]:
+    if term not in scene.reference:
+        return []
+    at = y.at(scene.reference[term])
+    return [line(_ACROSS[0], at, _ACROSS[1], at, "re")]
+
+
+def _mark(scene: _Scene, p: Point, x: float, y: float) -> str:
     """Filled on the front, hollow behind it, a cross outside of the constraints."""
-    name = f"trial {p.number}{', winner' if p.fingerprint == winner else ''}: {said}"
-    if p.number in front:
+    won = p.fingerprint == scene.winner
+    values = ", ".join(f"{metric_name(t)} {v:.3f}" for t, v in p.values.items())
+    if not scene.is_behind(p):
         shape = f'<circle class="p1" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
     elif p.feasible:
         shape = f'<circle class="o" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
     else:
         shape = f'<path class="o" d="M{x - 4:.1f} {y - 4:.1f}l8 8m0-8l-8 8"/>'
-    if p.fingerprint == winner:
+    if won:
         shape += f'<circle class="w" cx="{x:.1f}" cy="{y:.1f}" r="10"/>'
+    name = f"trial {p.number}{', winner' if won else ''}: {values}"
     return f"<g><title>{escape(name)}</title>{shape}</g>"
 
 
-def _key(points: Sequence[Point], front: frozenset[int], winner: str, reference: bool) -> list[str]:
+def _key(scene: _Scene) -> list[str]:
     """The legend on top: only what the picture holds."""
+    behind = [p for p in scene.points if scene.is_behind(p)]
     entries: list[tuple[str, str]] = [('<circle class="p1" cx="6" cy="14" r="5"/>', "front")]
-    if any(p.fingerprint == winner for p in points):
+    if any(p.fingerprint == scene.winner for p in scene.points):
         entries.append(('<circle class="w" cx="6" cy="14" r="6"/>', "winner"))
-    if any(p.number not in front and p.feasible for p in points):
+    if any(p.feasible for p in behind):
         entries.append(('<circle class="o" cx="6" cy="14" r="4"/>', "other"))
-    if any(p.number not in front and not p.feasible for p in points):
-        entries.append(('<path class="o" d="M2 10l8 8m0-8l-8 8"/>', "below the floor"))
-    if reference:
-        entries.append((line(0, 14, 14, 14, "re"), "baselines"))
+    if any(not p.feasible for p in behind):
+        entries.append(('<path class="o" d="M2 10l8 8m0-8l-8 8"/>', "constraint not met"))
+    if scene.reference:
+        entries.append((line(0, 14, 14, 14, "re"), "baselines' best"))
     parts, x = [], 8.0
     for shape, words in entries:
         parts.append(f'<g transform="translate({x:.0f} 0)">{shape}{text(19, 18, words)}</g>')
-        x += 36 + 7 * len(words)
+        x += 34 + 6.6 * len(words)
     return parts
 
 
@@ -225,15 +247,11 @@ def _span(x: Axis, y: float, value: Mapping[str, Any] | None, lane: int, name: s
     if value is None or value["value"] is None:
         return ""
     at, said = x.at(value["value"]), f"{name}: {value['value']:.3f}"
-    line = ""
+    span = ""
     if "low" in value:
-        line = line(x.at(value["low"]), y, x.at(value["high"]), y, f"l{lane}")
+        span = line(x.at(value["low"]), y, x.at(value["high"]), y, f"l{lane}")
         said += f" ({value['low']:.3f} to {value['high']:.3f})"
     dot = f'<circle class="p1" cx="{at:.1f}" cy="{y}" r="5"/>'
     if lane == 2:
         dot = f'<rect class="p2" x="{at - 4:.1f}" y="{y - 4}" width="8" height="8"/>'
-    return f"<g><title>{escape(said)}</title>{line}{dot}</g>"
-
-
-def _known(reference: Numbers, term: str) -> list[float]:
-    return [float(reference[term])] if term in reference else []
+    return f"<g><title>{escape(said)}</title>{span}{dot}</g>"

@@ -119,6 +119,14 @@ def test_the_sampler_learns_from_the_highest_rung_with_ten_results(tmp_path):
     assert seen[9].constraints == {"floor": 0.5}
 
 
+def test_what_never_paused_is_learnt_from_at_every_rung(tmp_path):
+    study = open_study(tmp_path)
+    proposer = Proposer(study, suggest, (), STOPS, "tpe", 0, 40)
+    grow(study, proposer, 10)
+    grow(study, proposer, 1, epoch=9)  # one stretch: no value at rung 0
+    assert [t.state.name for t in proposer._memory("tpe", 0).trials] == ["COMPLETE"] * 11
+
+
 def test_tpe_learns(tmp_path):
     study = open_study(tmp_path)
     grow(study, Proposer(study, suggest, (), STOPS, "tpe", 1, 40), 40)

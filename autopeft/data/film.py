@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _blob(x: Floats, y: Floats, at: tuple[float, float], radius: tuple[float, fl
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int, size: int) -> Floats:
-    """Clouds with about ``cells`` bumps a side: float32 [size, size], standard deviation near 1."""
+    """Clouds with about ``cells`` bumps a side: float32 [size, size], spread near 1."""
     small = rng.normal(size=(cells, cells)).astype(np.float32)
     return np.asarray(Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC))
 

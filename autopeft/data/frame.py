@@ -80,7 +80,7 @@ def build_task(source: Source, groups: Sequence[str], split_seed: int) -> Task:
     label = source.label
     judged = label if source.judged is None else source.judged
     order = np.argsort(np.array(paths, dtype=object), kind="stable")
-    labeled = (np.isfinite(label) | np.isfinite(judged)).any(axis=1)
+    labeled = np.any(np.isfinite(label) | np.isfinite(judged), axis=1, keepdims=False)
     kept = order[labeled[order]]
     frame = source.frame.iloc[kept].reset_index(drop=True).assign(path=np.array(paths)[kept])
     label, judged = label[kept], judged[kept]

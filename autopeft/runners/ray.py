@@ -142,16 +142,20 @@ def _start(workers: int, cpus: int, quiet: bool) -> None:
     count = workers or _slots(cpus, 0, 0)
     # Workers find the same packages as the driver, from whatever folder it was started in.
     paths = [str(Path(path).resolve()) for path in sys.path]
-    context = ray.init(
-        address="local",
-        num_cpus=max(count * cpus, os.cpu_count() or 1),
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        object_store_memory=_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}},
-    )
+    try:
+        context = ray.init(
+            address="local",
+            num_cpus=max(count * cpus, os.cpu_count() or 1),
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            object_store_memory=_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}},
+        )
+    except Exception as error:  # Ray raises plain exceptions, e.g. on a machine that is too busy
+        ray.shutdown()
+        raise RunError(f"Ray did not start: {_last_line(error)}") from error
     if not quiet and context.dashboard_url:
         print(
             f"Ray dashboard: http://{context.dashboard_url}  (token: run `ray get-auth-token`)",

@@ -305,6 +305,6 @@ def test_a_large_bootstrap_takes_seconds(table):
     rng = np.random.default_rng(0)
     y = (rng.random((20_000, 14)) < 0.2).astype(float)
     p = table(rng.normal(size=y.shape) + y, y, patient=rng.integers(0, 8000, 20_000))
-    start = time.perf_counter()
+    start = time.process_time()
     assert bootstrap(p).dropped == 0
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -135,10 +136,8 @@ def test_broken_bytes_raise_only_what_is_promised(tmp_path_factory, data):
         whole[place] ^= data.draw(st.integers(1, 255))
     file = tmp_path_factory.getbasetemp() / "broken"
     file.write_bytes(bytes(whole[:cut]))
-    try:
+    with suppress(OSError, ValueError):
         assert decode(file, 8).shape[:2] == (8, 8)
-    except (OSError, ValueError):
-        pass
 
 
 # ---- the store ----------------------------------------------------------------------------------

@@ -1,0 +1,227 @@
+"""Training: resumable to the bit, seeded, equal in pieces, stopped by NaN."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from autopeft.methods import build, canonical
+from autopeft.training import loop
+from autopeft.training.images import normalize
+from autopeft.training.loop import NotFiniteError, Plan, train_epochs
+
+LORA = {"method": "lora", "blocks": [3, 5], "r": 4, "lr": 3e-3, "head_init": "random"}
+
+
+def make(vit, rows, store, raw=LORA, repeat=0, **changes):
+    """An adapter and the plan to train it."""
+    candidate = canonical(raw, vit.facts)
+    given = {
+        "rows": rows, "store": store, "kind": "binary", "train": candidate.train, "epochs": 3,
+        "batch_size": 8, "micro_batch": 0, "views": 4, "seed": 5, "repeat": repeat,
+        "precision": "fp32",
+    }  # fmt: skip
+    plan = Plan(**given | changes)
+    outputs = plan.rows.label.shape[1]
+    return build(vit, candidate, outputs, plan.seed, plan.repeat), plan
+
+
+def trained(*args, **options):
+    adapted, plan = make(*args, **options)
+    loss, _ = train_epochs(adapted, plan, 0, plan.epochs)
+    return adapted, loss
+
+
+def same(a, b):
+    left, right = a.tensors(), b.tensors()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        LORA,
+        {**LORA, "optimizer": "sgd", "lr": 0.05, "sampling": "label_x_group"},
+        {**LORA, "drop_path": 0.2, "lora_dropout": 0.1, "views": 0},
+        {"method": "bitfit", "blocks": 2, "layer_decay": 0.8, "head_init": "random"},
+        {"method": "full", "blocks": 1, "lr": 1e-3, "loss": "focal", "head_init": "random"},
+    ],
+    ids=["adamw", "sgd", "dropout", "bitfit", "full"],
+)
+def test_two_stretches_equal_one_bit_for_bit(vit, rows, store, raw):
+    raw = dict(raw)
+    views = raw.pop("views", 4)
+    whole, plan = make(vit, rows, store, raw, views=views)
+    whole_loss, whole_state = train_epochs(whole, plan, 0, 3)
+    first, plan = make(vit, rows, store, raw, views=views)
+    _, state = train_epochs(first, plan, 0, 1)
+    second, plan = make(vit, rows, store, raw, views=views)
+    second.load_tensors({k: v.clone() for k, v in first.tensors().items()})
+    torch.manual_seed(99)  # whatever happened in between
+    loss, end = train_epochs(second, plan, 1, 3, {k: v.clone() for k, v in state.items()})
+    assert same(whole, second)
+    assert loss == whole_loss
+    assert end.keys() == whole_state.keys()
+    assert all(torch.equal(end[k], whole_state[k]) for k in end)
+    assert not same(whole, first)
+    forgetful, plan = make(vit, rows, store, raw, views=views)
+    forgetful.load_tensors(first.tensors())
+    train_epochs(forgetful, plan, 1, 3)  # without the optimizer's state it is another training
+    assert not same(whole, forgetful)
+
+
+def test_seed_and_repeat_decide(vit, rows, store):
+    one, loss = trained(vit, rows, store)
+    again, same_loss = trained(vit, rows, store)
+    assert same(one, again)
+    assert loss == same_loss
+    assert not same(one, trained(vit, rows, store, repeat=1)[0])
+    assert not same(one, trained(vit, rows, store, seed=6)[0])
+
+
+@pytest.mark.parametrize("what", ["views", "sampling", "loss", "epochs"])
+def test_what_a_plan_says_matters(vit, rows, store, what):
+    raw, changes = dict(LORA), {}
+    if what in ("sampling", "loss"):
+        raw[what] = {"sampling": "group", "loss": "weighted"}[what]
+    else:
+        changes[what] = {"views": 1, "epochs": 4}[what]
+    one, plan = make(vit, rows, store)
+    train_epochs(one, plan, 0, 1)
+    other, plan = make(vit, rows, store, raw, **changes)
+    train_epochs(other, plan, 0, 1)
+    assert not same(one, other)
+
+
+def gradients(vit, rows, store, monkeypatch, **changes):
+    """Loss and gradients of the first step."""
+    adapted, plan = make(vit, rows, store, **changes)
+    seen = {}
+
+    def step(parameters, largest):
+        seen.update({n: p.grad.clone() for n, p in adapted.trainable.items()})
+        raise StopIteration
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", step)
+    with pytest.raises(StopIteration):
+        train_epochs(adapted, plan, 0, 1)
+    return seen
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+def test_micro_batches_give_the_batch_s_gradient(vit, rows, store, monkeypatch, micro_batch):
+    want = gradients(vit, rows, store, monkeypatch)
+    got = gradients(vit, rows, store, monkeypatch, micro_batch=micro_batch)
+    for name, gradient in want.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_give_the_batch_s_loss(vit, rows, store):
+    _, whole = trained(vit, rows, store)
+    _, pieces = trained(vit, rows, store, micro_batch=3)
+    assert pieces == pytest.approx(whole, abs=1e-5)
+
+
+def test_the_first_step_is_adamw_on_the_plain_loss(vit, rows, store, monkeypatch):
+    """Written out with torch alone: one batch, views off."""
+    changes = {"views": 1, "batch_size": 20, "epochs": 1}
+    got = gradients(vit, rows, store, monkeypatch, **changes)
+    adapted, plan = make(vit, rows, store, **changes)
+    pixels = normalize(store.batch(rows.index), vit.facts.mean, vit.facts.std)
+    keep = ~np.isnan(rows.label[:, 0])
+    logits = adapted.logits(pixels)[torch.from_numpy(keep)]
+    functional.binary_cross_entropy_with_logits(
+        logits, torch.from_numpy(rows.label[keep])
+    ).backward()
+    for name, parameter in adapted.trainable.items():
+        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_only_the_adapter_and_the_head_change(vit, rows, store):
+    resident = {k: v.clone() for k, v in vit.model.state_dict().items()}
+    start, _ = make(vit, rows, store)
+    frozen = {
+        k: v.clone() for k, v in start.network.model.named_parameters() if not v.requires_grad
+    }
+    adapted, _ = trained(vit, rows, store)
+    for name, tensor in vit.model.state_dict().items():
+        assert torch.equal(tensor, resident[name])
+    after = dict(adapted.network.model.named_parameters())
+    assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
+    assert all(after[name].grad is None for name in frozen)
+    before = start.tensors()
+    for name, tensor in adapted.tensors().items():
+        assert not torch.equal(before[name], tensor), name
+    assert not any(m.training for m in adapted.network.model.modules())
+
+
+def test_training_learns(vit, rows, store):
+    adapted, last = trained(vit, rows, store, {**LORA, "lr": 1e-2}, epochs=12, views=1)
+    _, plan = make(vit, rows, store)
+    assert last < 0.3  # brightness is easy
+    with torch.no_grad():
+        pixels = normalize(store.batch(rows.index), vit.facts.mean, vit.facts.std)
+        scores = adapted.logits(pixels)[:, 0].numpy()
+    label = rows.label[:, 0]
+    assert scores[label == 1].min() > scores[label == 0].max()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_training(vit, rows, store, value):
+    adapted, plan = make(vit, rows, store)
+    with torch.no_grad():
+        adapted.head.bias.fill_(value)
+    with pytest.raises(NotFiniteError, match="at epoch 0, step 0"):
+        train_epochs(adapted, plan, 0, 1)
+
+
+def test_three_classes_and_several_labels(vit, rows, store):
+    label = np.eye(3, dtype=np.float32)[np.arange(20) % 3]
+    label[4] = np.nan
+    three = type(rows)(rows.path, rows.index, rows.patient, label, rows.groups)
+    losses = {k: trained(vit, three, store, kind=k)[1] for k in ("multiclass", "multilabel")}
+    assert all(map(math.isfinite, losses.values()))
+    assert losses["multiclass"] == pytest.approx(math.log(3), abs=0.3)
+    assert losses["multilabel"] == pytest.approx(0.64, abs=0.15)
+
+
+def test_an_unlabelled_batch_changes_nothing_but_decay(vit, rows, store):
+    blank = type(rows)(
+        rows.path, rows.index, rows.patient, np.full_like(rows.label, np.nan), rows.groups
+    )
+    _, loss = trained(vit, blank, store)
+    assert loss == 0
+
+
+def test_bf16_trains_fp32_weights(vit, rows, store):
+    adapted, loss = trained(vit, rows, store, precision="bf16")
+    assert all(v.dtype == torch.float32 for v in adapted.tensors().values())
+    assert loss == pytest.approx(trained(vit, rows, store)[1], abs=0.1)
+
+
+def test_the_schedule_spans_all_epochs():
+    steps = [loop._schedule(i, 100) for i in range(100)]
+    assert steps[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(steps) == 1
+    assert all(a >= b for a, b in zip(steps[9:], steps[10:], strict=False))
+    assert steps[55] == pytest.approx(0.5)
+    assert 0 < steps[-1] < 0.001
+    assert [loop._schedule(i, 1) for i in range(1)] == [1]
+
+
+def test_progress_counts_steps(vit, rows, store):
+    adapted, plan = make(vit, rows, store)
+    seen = []
+    train_epochs(adapted, plan, 1, 3, None, lambda *step: seen.append(step))
+    assert seen == [(i, 6) for i in range(1, 7)]
+
+
+def test_pixels_of_a_plain_view_are_the_evaluation_s(vit, rows, store):
+    adapted, plan = make(vit, rows, store, views=1)
+    got = loop._pixels(adapted, plan, 0, np.arange(5), np.zeros(5, int))
+    want = normalize(store.batch(rows.index[:5]), vit.facts.mean, vit.facts.std)
+    assert torch.equal(got, want)
