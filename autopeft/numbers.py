@@ -25,7 +25,6 @@ from autopeft.selection import compare, mean_value, repeats_of
 from autopeft.version import __version__
 
 PACKAGES = ("optuna", "torch", "timm", "peft", "ray", "numpy")
-GROUP_METRICS = ("worst_group_auroc", "auroc_gap")
 
 
 def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
@@ -102,6 +101,9 @@ def _model_table(answer: Answer, model: Model) -> dict[str, Any]:
             for name in _metric_names(answer)
             if (interval := _bootstrap(answer, predictions, name)) is not None
         }
+        gap = METRICS["auroc_gap"](answer.audience.evaluation(predictions, cost))
+        if gap is not None:  # its percentile interval cannot contain 0: shown without one
+            table[split]["auroc_gap"] = {"value": gap, "low": None, "high": None}
     seeds = [answer.scored[(model.name, r, "test")] for r in answer.repeats]
     table["seeds"] = {
         "repeats": len(seeds),
@@ -119,7 +121,7 @@ def _model_table(answer: Answer, model: Model) -> dict[str, Any]:
 
 def _metric_names(answer: Answer) -> list[str]:
     names = ["auroc", *(f"auroc:{c}" for c in answer.task.classes if len(answer.task.classes) > 1)]
-    return names + (list(GROUP_METRICS) if answer.audience.counted else [])
+    return names + (["worst_group_auroc"] if answer.audience.counted else [])
 
 
 def _bootstrap(answer: Answer, predictions: Predictions, metric: str) -> Interval | None:
@@ -214,19 +216,13 @@ def _groups(answer: Answer) -> list[dict[str, Any]]:
             plain = {"model": name, **vars(row), "text": row.text}
             counted = row.group in answer.audience.counted.get(row.attribute, ())
             interval = None
-            if counted and row.auroc is not None and len(answer.task.classes) == 1:
-                interval = _try_bootstrap(answer, predictions, f"auroc:{row.group}")
+            if row.auroc is not None and len(answer.task.classes) == 1:
+                only = {row.attribute: (row.group,)}
+                interval = bootstrap(predictions, f"auroc:{row.group}", counted=only)
             rows.append(
                 {**plain, "counted": counted, "interval": interval.to_dict() if interval else None}
             )
     return rows
-
-
-def _try_bootstrap(answer: Answer, predictions: Predictions, metric: str) -> Interval | None:
-    try:
-        return _bootstrap(answer, predictions, metric)
-    except ValueError:
-        return None
 
 
 def _front(answer: Answer) -> list[dict[str, Any]]:

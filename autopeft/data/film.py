@@ -142,7 +142,7 @@ def _soft_tissue(film: Film, x: Floats, y: Floats, body: _Body) -> Floats:
     density = 0.08 + 0.50 * _edge(np.abs(x) - shoulder, 0.05)
     density += 0.10 * _edge(y - np.float32(body.base[1] + 0.05), -0.30)
     column = np.abs(x - np.float32(body.spine) * np.sin(3 * y))
-    density += 0.16 * _edge(column - 0.085, 0.05)
+    density += 0.10 * _edge(column - 0.085, 0.05)
     disks = (np.cos(y * np.float32(52)) > 0.72).astype(np.float32)
     density += 0.35 * body.bone * disks * _edge(column - 0.07, 0.03)
     fat = abs(float(film.anatomy.normal()))
@@ -178,7 +178,7 @@ def _vessels(film: Film, x: Floats, y: Floats, size: int) -> Floats:
     for side in (-1.0, 1.0):
         root = (side * 0.20, -0.02)
         near = np.exp(-_blob(x, y, root, (0.13, 0.22)))
-        shade = shade + 0.20 * near
+        shade = shade + 0.12 * near
         for angle in rng.uniform(-1.3, 1.3, 6):
             along_x, along_y = side * np.cos(angle), np.sin(angle)
             bend = 0.25 * rng.normal()
@@ -187,7 +187,7 @@ def _vessels(film: Film, x: Floats, y: Floats, size: int) -> Floats:
             off = (y - np.float32(root[1])) * np.float32(along_x)
             off = off - (x - np.float32(root[0])) * np.float32(along_y) - np.float32(bend) * t * t
             thick = np.clip(0.030 - 0.030 * t, 0.004, 1)
-            shade = shade + 0.16 * _edge(np.abs(off) - thick, 0.025) * _edge(-t, 0.05) * np.clip(
+            shade = shade + 0.13 * _edge(np.abs(off) - thick, 0.025) * _edge(-t, 0.05) * np.clip(
                 1 - 1.3 * t, 0, 1
             )
     for _ in range(5):
@@ -207,8 +207,8 @@ def _heart(film: Film, x: Floats, y: Floats, density: Floats, body: _Body) -> Fl
     heart = _edge(_blob(x, tilted, (at, bottom), (half, height)) - 1, 0.30)
     middle = _edge(np.abs(x) - np.float32(0.13), 0.06) * _edge(y - np.float32(bottom + 0.1), 0.2)
     old = max(0.0, (film.age - 45) / 45)
-    knob = _edge(_blob(x, y, (0.13 + 0.03 * old, -0.32), (0.10 + 0.03 * old, 0.11)) - 1, 0.4)
-    shadow = np.maximum(np.maximum(heart, middle), knob)
+    knob = _edge(_blob(x, y, (0.10 + 0.03 * old, -0.32), (0.11 + 0.03 * old, 0.16)) - 1, 0.8)
+    shadow = np.maximum(np.maximum(heart, middle), 0.8 * knob)
     density = density * (1 - 0.85 * shadow) + 0.85 * shadow * np.maximum(density, 0.60)
     return density + 0.10 * old * knob * (_edge(_blob(x, y, (0.14, -0.32), (0.08, 0.08)) - 1, 0.4))
 
@@ -241,14 +241,14 @@ def _lesions(film: Film, x: Floats, y: Floats, lung: Floats, body: _Body, size: 
         if film.nodule and i < number:
             radius = 0.050 + 0.035 * more
             d = _blob(x, y, (px, py), (radius, radius * (0.85 + 0.3 * more)))
-            shade = shade + 0.15 * _edge(d - 1, 0.7)
+            shade = shade + 0.26 * _edge(d - 1, 0.7)
     clouds = _smooth_noise(rng, max(6, size // 6), size)
     number = int(rng.integers(1, 3))
     for i, (px, py, more) in enumerate(_places(rng, 2, body)):
         if film.opacity and i < number:
             d = _blob(x, y, (px, py), (0.13 + 0.09 * more, 0.15 + 0.06 * more))
             patch = np.exp(-d) * np.clip(0.6 + 0.55 * clouds, 0, 2)
-            shade = shade + 0.14 * patch
+            shade = shade + 0.245 * patch
     return (shade * (0.25 + 0.75 * lung)).astype(np.float32)
 
 

@@ -30,7 +30,7 @@ from autopeft.settings import Settings
 
 GROUPS = ("sex", "age:60", "scanner")
 LABELS = ("lesion", "nodule", "opacity", "effusion")
-_VERSION = 1  # raise when the same options give other images
+_VERSION = 2  # raise when the same options give other images
 _BIASED = ("sex=F", "sex=M", "age<60", "age>=60", "scanner=A", "scanner=B", "scanner=C")
 
 

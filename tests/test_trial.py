@@ -1,0 +1,346 @@
+"""A worker's jobs, end to end on a tiny data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from autopeft import load_adapter, trial
+from autopeft.backbones.describe import random_backbone
+from autopeft.data.task import Task
+from autopeft.job import Job, Rows, Setup
+from autopeft.methods import canonical
+from autopeft.prepare import make_audience, make_setup
+from autopeft.settings import Settings
+from autopeft.training.features import frozen_features
+from autopeft.training.images import build_store
+from autopeft.training.loop import NotFiniteError
+from autopeft.training.probe import fit_probe
+
+LORA = {"method": "lora", "blocks": [3, 5], "r": 4, "lr": 3e-3}
+SPLITS = ["train"] * 20 + ["search"] * 8 + ["confirm"] * 4 + ["test"] * 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return random_backbone("test_vit", 32)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, vit):
+    """Pictures (bright ones are positive), their store, a weights file."""
+    folder = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    label = np.arange(36) % 2
+    for i in range(36):
+        picture = rng.integers(0, 150, (40, 30)) + 60 * label[i]
+        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{i:02}.png")
+    state = {k: v.contiguous() for k, v in vit.model.state_dict().items()}
+    save_file(state, folder / "weights.safetensors")
+    everyone = Rows(
+        np.array([f"{i:02}.png" for i in range(36)]),
+        np.arange(36),
+        np.array([f"patient{i // 2}" for i in range(36)]),
+        label.astype(np.float32)[:, None],
+        {"sex": np.array(["sex=F", "sex=F", "sex=M", "sex=M"] * 9)},
+    )
+    task = Task(
+        "tiny", "binary", "patient", ("bright",), folder, ("sex",), (), (),
+        everyone, np.array(SPLITS),
+    )  # fmt: skip
+    store = build_store(folder, task.paths, 32, "pad", folder / "cache")
+    return SimpleNamespace(folder=folder, task=task, store=store, everyone=everyone)
+
+
+@pytest.fixture
+def setup(world, vit, tmp_path):
+    return Setup(
+        kind="binary",
+        classes=("bright",),
+        backbone="test_vit",
+        weights=str(world.folder / "weights.safetensors"),
+        weights_sha256=vit.facts.sha256,
+        image_size=32,
+        fit="pad",
+        images=str(world.store.folder),
+        cache=str(world.folder / "cache"),
+        run_dir=str(tmp_path / "run"),
+        rows={s: world.task.rows(s) for s in ("train", "search")},
+        epochs=3,
+        batch_size=8,
+        views=2,
+        precision="fp32",
+        threads=1,
+        seed=0,
+        offline=True,
+    )
+
+
+def rung(setup, vit, raw=LORA, start=0, stop=3, **changes):
+    return Job(
+        "rung", setup.digest(), canonical(raw, vit.facts), start=start, stop=stop, **changes
+    )
+
+
+def scores(setup, outcome, key="score"):
+    with np.load(Path(setup.run_dir) / "predictions" / outcome.predictions) as stored:
+        return stored[key]
+
+
+def names_below(setup, folder):
+    path = Path(setup.run_dir) / folder
+    return sorted(p.name for p in path.iterdir()) if path.exists() else []
+
+
+# ---- rungs --------------------------------------------------------------------------------------
+
+
+def test_a_rung_writes_predictions_and_an_adapter_and_answers(setup, vit):
+    job = rung(setup, vit)
+    outcome = trial.run(setup, job)
+    assert (outcome.status, outcome.reason, outcome.epoch) == ("ok", "", 3)
+    assert outcome.state == job.name
+    assert names_below(setup, "states") == [job.name]
+    assert names_below(setup, "predictions") == [outcome.predictions]
+    got = scores(setup, outcome)
+    assert got.shape == (8, 1)
+    assert got.dtype == np.float16
+    file = Path(setup.run_dir) / "predictions" / outcome.predictions
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert 0 < outcome.train_loss < 1
+    assert outcome.cost.images == 60
+    assert outcome.cost.train_seconds > 0
+    tensors = load_file(Path(setup.run_dir) / "states" / job.name / "adapter_model.safetensors")
+    assert outcome.cost.trainable_params == sum(t.numel() for t in tensors.values())
+    assert outcome.cost.adapter_bytes == 4 * outcome.cost.trainable_params
+    label = setup.rows["search"].label[:, 0]
+    assert got[label == 1].min() > got[label == 0].max()  # brightness is easy
+
+
+@pytest.mark.parametrize("raw", [LORA, {"method": "linear_probe"}], ids=["lora", "linear_probe"])
+def test_a_paused_trial_goes_on_bit_for_bit(setup, vit, tmp_path, raw):
+    whole_setup = replace(setup, run_dir=str(tmp_path / "whole"))
+    whole = trial.run(whole_setup, rung(whole_setup, vit, raw))
+    state = None
+    for start, stop in ((0, 1), (1, 2), (2, 3)):
+        part = trial.run(setup, rung(setup, vit, raw, start, stop, state=state))
+        assert part.status == "ok", part.reason
+        assert part.cost.images == 20
+        state = part.state
+    assert part.train_loss == whole.train_loss
+    assert np.array_equal(scores(setup, part), scores(whole_setup, whole))
+    ours, theirs = (
+        (Path(s.run_dir) / "states" / whole.state / "adapter_model.safetensors").read_bytes()
+        for s in (setup, whole_setup)
+    )
+    assert ours == theirs
+    paused = Path(setup.run_dir) / "states" / state.replace("-3", "-1") / "state.safetensors"
+    assert paused.exists()
+    assert not (Path(setup.run_dir) / "states" / state / "state.safetensors").exists()
+
+
+def test_repeats_differ_and_the_same_job_does_not(setup, vit):
+    first = scores(setup, trial.run(setup, rung(setup, vit)))
+    assert np.array_equal(scores(setup, trial.run(setup, rung(setup, vit))), first)
+    assert not np.array_equal(scores(setup, trial.run(setup, rung(setup, vit, repeat=1))), first)
+
+
+def test_a_smaller_micro_batch_gives_nearly_the_same(setup, vit):
+    first = scores(setup, trial.run(setup, rung(setup, vit)))
+    small = scores(setup, trial.run(setup, rung(setup, vit, micro_batch=3)))
+    np.testing.assert_allclose(small.astype(float), first, rtol=0.02, atol=0.01)
+
+
+def test_the_linear_probe_is_the_probe_of_the_frozen_features(setup, vit, world):
+    raw = {"method": "linear_probe", "readout": {"block": 4, "pool": "avg"}, "weight_decay": 0.03}
+    rows = setup.rows
+    got = scores(setup, trial.run(setup, rung(setup, vit, raw)))
+    train, search = (
+        frozen_features(vit, world.store, rows[s].index, [(4, "avg")], "fp32")[(4, "avg")]
+        for s in ("train", "search")
+    )
+    want = fit_probe(train, rows["train"].label, "binary", 0.03).logits(search)
+    np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
+    again = trial.run(setup, rung(setup, vit, raw, repeat=1))
+    assert np.array_equal(scores(setup, again), got)  # no seed in it
+
+
+def test_training_starts_from_the_probe_s_head(setup, vit, monkeypatch):
+    heads = []
+
+    def look(adapted, plan, start, stop, optimizer):
+        heads.append(adapted.head.weight.detach().clone())
+        return 0.5, {}
+
+    monkeypatch.setattr(trial, "train_epochs", look)
+    for repeat, init in ((0, "probe"), (1, "probe"), (0, "random"), (1, "random")):
+        raw = {**LORA, "head_init": init}
+        assert trial.run(setup, rung(setup, vit, raw, repeat=repeat)).status == "ok"
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[2], heads[3])
+    assert heads[0].abs().max() > 3 * heads[2].abs().max()
+
+
+# ---- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_a_job_of_another_setup_is_refused(setup, vit):
+    outcome = trial.run(replace(setup, seed=1), rung(setup, vit))
+    assert outcome.status == "error"
+    assert setup.digest() in outcome.reason
+    assert names_below(setup, "states") == []
+
+
+def test_other_weights_than_the_driver_s_are_refused(setup, vit):
+    other = replace(setup, weights_sha256="0" * 64)
+    outcome = trial.run(other, rung(other, vit))
+    assert outcome.status == "error"
+    assert "other backbone weights" in outcome.reason
+
+
+def test_a_part_is_refused_rather_than_trained_on_everyone(setup, vit):
+    assert "fold:1" in trial.run(setup, rung(setup, vit, part="fold:1")).reason
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (MemoryError(), "oom"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "oom"),
+        (NotFiniteError("loss is nan at epoch 1, step 2"), "nan"),
+        (RuntimeError("shapes do not\nmatch"), "error"),
+        (KeyError("gone"), "error"),
+    ],
+)
+def test_what_a_training_can_do_wrong_is_an_outcome(setup, vit, monkeypatch, error, status):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(trial, "train_epochs", fail)
+    outcome = trial.run(setup, rung(setup, vit, start=0, stop=1))
+    assert outcome.status == status
+    assert "\n" not in outcome.reason
+    assert outcome.epoch == 0
+    assert names_below(setup, "states") == names_below(setup, "predictions") == []
+
+
+def test_scores_that_are_not_finite_are_nan(setup, vit, monkeypatch):
+    monkeypatch.setattr(trial, "score_rows", lambda *a: np.full((8, 1), np.inf, np.float32))
+    assert trial.run(setup, rung(setup, vit)).status == "nan"
+    assert names_below(setup, "states") == []
+
+
+def test_the_backbone_is_loaded_once(setup, vit, monkeypatch):
+    loads, inner = [], trial.load_backbone
+    monkeypatch.setattr(trial, "load_backbone", lambda *a: loads.append(a) or inner(*a))
+    for repeat in range(3):
+        raw = {"method": "linear_probe"}
+        assert trial.run(setup, rung(setup, vit, raw, repeat=repeat)).status == "ok"
+    assert len(loads) == 1
+
+
+# ---- other jobs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_predict_is_the_saved_adapter_in_fp32(setup, vit, world, precision):
+    setup = replace(setup, precision=precision)
+    state = trial.run(setup, rung(setup, vit)).state
+    rows = world.everyone.take(np.arange(28, 36)).blind()
+    job = Job(
+        "test", setup.digest(), rung(setup, vit).candidate, 0, "all", 0, 3, state, rows, "test"
+    )
+    outcome = trial.run(setup, job)
+    assert outcome.status == "ok", outcome.reason
+    got = scores(setup, outcome)
+    assert got.dtype == np.float32
+    assert outcome.predictions.endswith("-test.npz")
+    folder = Path(setup.run_dir) / "states" / state
+    model = load_adapter(folder, weights=setup.weights)
+    paths = [world.folder / p for p in rows.path]
+    assert np.array_equal(model.logits(paths), got)
+    assert model.info["fit"] == "pad"
+    assert model.info["pixels"] == {"channels": 1, "white": 0}
+    np.testing.assert_allclose(model.predict(paths), 1 / (1 + np.exp(-got)), rtol=1e-6)
+
+
+def test_readouts_are_scored_out_of_fold(setup, vit):
+    outcome = trial.run(setup, Job("readouts", setup.digest(), split="train"))
+    assert outcome.status == "ok", outcome.reason
+    rows = setup.rows["train"]
+    with np.load(Path(setup.run_dir) / "predictions" / outcome.predictions) as stored:
+        assert np.array_equal(stored["row"], rows.index)
+        fold = stored["fold"]
+        keys = set(stored.files) - {"row", "fold"}
+        assert all(stored[k].shape == (20, 1) for k in keys)
+        assert not np.array_equal(stored["2|avg|0.1"], stored["6|avg|0.1"])
+    for patient in set(rows.patient):
+        assert len(set(fold[rows.patient == patient])) == 1
+    blocks = {int(k.split("|")[0]) for k in keys}
+    assert blocks == set(range(2, 7))
+    assert {k.split("|")[1] for k in keys} == set(vit.facts.pools)
+
+
+def test_readouts_of_a_large_task_take_a_spread_of_rows(setup, monkeypatch):
+    monkeypatch.setattr(trial, "READOUT_ROWS", 8)
+    outcome = trial.run(setup, Job("readouts", setup.digest(), split="train"))
+    assert scores(setup, outcome, "row").tolist() == [0, 3, 6, 9, 12, 15, 18]
+
+
+# ---- who sees what ------------------------------------------------------------------------------
+
+
+def test_a_worker_s_setup_holds_no_confirm_and_no_test_patient(world, vit, tmp_path):
+    facts = {}
+    study = SimpleNamespace(fact=facts.get, fix=lambda k, v: facts.setdefault(k, v))
+    ready = SimpleNamespace(
+        task=world.task,
+        network=vit,
+        images=world.store.folder,
+        counted=SimpleNamespace(groups={}, labels={}),
+    )
+    settings = Settings(backbone="test_vit", runs_dir=str(tmp_path), name="x", precision="fp32")
+    setup = make_setup(settings, ready, study)
+    assert set(setup.rows) == {"train", "search"}
+    sent = pickle.dumps(setup)
+    for i, split in enumerate(SPLITS):
+        known = split in ("train", "search")
+        path, patient = f"{i:02}.png", f"patient{i // 2}"
+        assert (any(path in rows.path for rows in setup.rows.values())) == known
+        assert (any(patient in rows.patient for rows in setup.rows.values())) == known
+    for i in range(28, 36):
+        assert f"{i:02}.png".encode("utf-32-le") not in sent
+    assert "test" not in make_audience(settings, ready, setup.digest()).rows
+    with pytest.raises(RuntimeError, match="sealed"):
+        world.task.rows("test")
+
+
+def test_setup_fields_that_change_values_change_the_digest(setup):
+    places = {"weights", "images", "cache", "run_dir", "offline"}
+    changed = {
+        str: lambda v: v + "x", int: lambda v: v + 1, bool: lambda v: not v,
+        tuple: lambda v: (*v, "more"),
+    }  # fmt: skip
+    for field in dataclasses.fields(setup):
+        value = getattr(setup, field.name)
+        if field.name == "rows":
+            continue
+        other = replace(setup, **{field.name: changed[type(value)](value)})
+        assert (other.digest() == setup.digest()) == (field.name in places), field.name

@@ -1,0 +1,28 @@
+"""Draws a finished run's terminal summary as an SVG, for the README.
+
+    python tools/picture.py runs/NAME docs/summary.svg
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from autopeft import summary
+from autopeft.result import load_result
+
+
+def main() -> None:
+    """Prints the summary to a recording console and saves what was printed."""
+    run, target = sys.argv[1:3]
+    console = Console(record=True, width=104, file=io.StringIO(), force_terminal=True)
+    summary.print_summary(load_result(run), console)
+    console.save_svg(target, title="autopeft search")
+    print(Path(target))
+
+
+if __name__ == "__main__":
+    main()
