@@ -47,7 +47,8 @@ def main() -> None:
         if hasattr(error, "format_message"):  # click's own: unknown option, missing value ...
             where = getattr(error, "ctx", None)
             hint = f" Try `{where.command_path} --help`." if where else ""
-            _end(None, f"autopeft: {error.format_message()}{hint}", 2, debug)
+            said = error.format_message().rstrip(".")
+            _end(None, f"autopeft: {said}.{hint}", 2, debug)
         if isinstance(error, OSError) and error.errno == 28:
             _end(error, f"autopeft: the disk is full ({error.filename or ''})", 1, debug)
         _end(error, f"autopeft: {type(error).__name__}: {_one_line(error)}", 1, debug)

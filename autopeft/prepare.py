@@ -68,11 +68,15 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     objective = load_objective(settings.objective)
     baselines.names(settings.baselines, "groups" in objective.needs)
     space = load_space(settings.space)
+    _check_sampler(settings, space)
+    # The synthetic task writes its images, so the backbone is tried first; a real table may be
+    # wrong in many ways, and finding out must not wait for a download.
+    task = None if settings.dataset == "phantom" else load_task(settings, cache)
     network = load_backbone(
         settings.backbone, settings.weights, settings.image_size, settings.offline
     )
     space.check(network.facts, METHODS, True, canonical)
-    task = load_task(settings, cache)
+    task = task or load_task(settings, cache)
     needed = "groups" in objective.needs
     counted = check_groups(task, settings, needed or bool(settings.group))
     if needed and not task.attributes:
@@ -82,18 +86,31 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
             "Name at least one attribute, e.g. --group sex --group age:60.",
         )
     started = time.perf_counter()
-    with screen.bar("decoding images") as bar:
-        store = build_store(
-            task.root,
-            task.paths,
-            network.facts.image_size,
-            settings.fit,
-            cache,
-            bar,
-            os.cpu_count() or 1,
-        )
+    size, threads = network.facts.image_size, os.cpu_count() or 1
+    try:
+        with screen.bar("decoding images") as bar:
+            store = build_store(task.root, task.paths.tolist(), size, settings.fit, cache, bar, threads)
+    except UserError:
+        _remove_empty(cache, cache.parent)
+        raise
     seconds = time.perf_counter() - started
     return Ready(task, objective, space, network, store.folder, counted, seconds)
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Takes away folders that hold nothing: bad input leaves nothing behind."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _check_sampler(settings: Settings, space: Space) -> None:
+    if settings.sampler == "gp" and len(space.methods) > 1:
+        raise UserError(
+            f"gp needs a space of one method; {settings.space} has {', '.join(space.methods)}",
+            "--sampler",
+            "Take tpe, or a space with one method.",
+        )
 
 
 def make_setup(settings: Settings, ready: Ready, study: Study) -> Setup:

@@ -9,7 +9,9 @@ from typing import Any
 from autopeft import baselines, protocol
 from autopeft import settings as settings_file
 from autopeft.answer import Answer
+from autopeft.backbones.facts import Facts
 from autopeft.bench import Audience, Bench, Model
+from autopeft.candidate import Candidate
 from autopeft.clock import Clock
 from autopeft.engine import Engine
 from autopeft.errors import RunError
@@ -236,18 +238,19 @@ def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
         settings.trials,
         bench.audience.setup,
         settings.batch_size,
-        unpaused=lambda candidate: 12 * _trained_params(candidate, facts) > STATE_LIMIT,
+        unpaused=lambda candidate: _is_unpaused(candidate, facts),
     )
 
 
-def _trained_params(candidate: Any, facts: Any) -> int:
-    """Parameters below the head that training changes (weights and two optimizer moments)."""
+def _is_unpaused(candidate: Candidate, facts: Facts) -> bool:
+    """Trained in one stretch: a probe is solved, and a large state is not worth keeping."""
     from autopeft.methods import METHODS
 
-    return sum(
+    changed = sum(
         METHODS[s.method].make(dict(s.options)).parameter_count(facts, s, candidate.readout)
         for s in candidate.strata
     )
+    return not candidate.strata or 12 * changed > STATE_LIMIT  # weights and two moments, fp32
 
 
 def _stop_when_spent(settings: Settings, bench: Bench, engine: Engine, clock: Clock) -> None:

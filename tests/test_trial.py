@@ -281,7 +281,8 @@ def test_predict_is_the_saved_adapter_in_fp32(setup, vit, world, precision):
     np.testing.assert_allclose(model.predict(paths), 1 / (1 + np.exp(-got)), rtol=1e-6)
 
 
-def test_readouts_are_scored_out_of_fold(setup, vit):
+def test_readouts_are_scored_out_of_fold(setup, vit, monkeypatch):
+    monkeypatch.setattr(trial, "READOUT_STRENGTHS", (0.1,))
     outcome = trial.run(setup, Job("readouts", setup.digest(), split="train"))
     assert outcome.status == "ok", outcome.reason
     rows = setup.rows["train"]
@@ -299,6 +300,7 @@ def test_readouts_are_scored_out_of_fold(setup, vit):
 
 
 def test_readouts_of_a_large_task_take_a_spread_of_rows(setup, monkeypatch):
+    monkeypatch.setattr(trial, "READOUT_STRENGTHS", (0.1,))
     monkeypatch.setattr(trial, "READOUT_ROWS", 8)
     outcome = trial.run(setup, Job("readouts", setup.digest(), split="train"))
     assert scores(setup, outcome, "row").tolist() == [0, 3, 6, 9, 12, 15, 18]

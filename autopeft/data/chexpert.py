@@ -6,6 +6,7 @@ sets are small and labelled by radiologists: external checks, opened at the end,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,14 @@ from autopeft.data.download import (
     require_values,
 )
 from autopeft.data.frame import Source, build_task
-from autopeft.data.groups import UNKNOWN, group_names, numeric, parse, sex_words
+from autopeft.data.groups import (
+    UNKNOWN,
+    distinct,
+    group_names,
+    numeric,
+    parse,
+    sex_words,
+)
 from autopeft.data.options import read_options
 from autopeft.data.table import read_csv
 from autopeft.data.task import Task
@@ -54,7 +62,7 @@ _CHOICES = {
 _EXTERNAL = {"official_valid": ("valid.csv",), "official_test": ("test.csv", "test_labels.csv")}
 _PEOPLE = ("Sex", "Age", "Frontal/Lateral", "AP/PA")  # absent from test_labels.csv
 # The folder before it is CheXpert-v1.0-small, CheXpert-v1.0, or none in re-packagings.
-_PATH = r"^(?:.*/)?((?:train|valid|test)/(patient\d+)/.+)$"
+_PATH = re.compile(r"(?:.*/)?((?:train|valid|test)/(patient\d+)/.+)")
 
 
 @dataclass(frozen=True)
@@ -134,25 +142,17 @@ def _read_part(
     require_columns(raw, ("Path", NO_FINDING, *classes, *required), where)
     if not len(raw):
         raise UserError("holds no rows", where, "Give the table as it was downloaded.")
-    place = raw["Path"].fillna("").str.extract(_PATH)
-    if place[0].isna().any():
-        strange = raw["Path"][place[0].isna()].fillna("(blank)")
-        raise UserError(
-            f"{len(strange)} path(s) are not like train/patient00001/study1/view1_frontal.jpg, "
-            f"e.g. {strange.iloc[0]}",
-            where,
-            "Give the table as it was downloaded.",
-        )
+    path, patient = _places(raw["Path"], where)
     for name in _PEOPLE:
         if name not in raw.columns:
             raw = raw.assign(**{name: pd.Series("", index=raw.index, dtype="string")})
     frame = raw.drop(columns=[*_PEOPLE, *(c for c in LABELS if c in raw), "Path"])
-    frontal, words = _views(raw, place[0], where)
+    frontal, words = _views(raw, path, where)
     frame = frame.assign(
-        path=place[0],
-        patient_id=place[1],
-        sex=sex_words(raw["Sex"], f"{where} (column Sex)"),
-        age=numeric(raw["Age"], place[0], "Age", where),
+        path=path,
+        patient_id=patient,
+        sex=distinct(raw["Sex"], lambda v: sex_words(v, f"{where} (column Sex)")),
+        age=numeric(raw["Age"], path, "Age", where),
         view=words,
     )
     codes = {c: read_codes(raw[c], f"{where} (column {c})") for c in {*classes, NO_FINDING}}
@@ -164,15 +164,32 @@ def _read_part(
     return _Part(frame, {c: v[kept] for c, v in codes.items()}, int((~kept).sum()))
 
 
+def _places(paths: pd.Series[Any], where: str) -> tuple[pd.Series[Any], pd.Series[Any]]:
+    """Paths below the folder of ``train.csv``, and the patients in them."""
+    found = [_PATH.fullmatch(path) for path in paths.fillna("").tolist()]
+    strange = [i for i, match in enumerate(found) if match is None]
+    if strange:
+        raise UserError(
+            f"{len(strange)} path(s) are not like train/patient00001/study1/view1_frontal.jpg, "
+            f"e.g. {str(paths.iloc[strange[0]])!r}",
+            where,
+            "Give the table as it was downloaded.",
+        )
+    both = [match.groups() for match in found if match is not None]
+    path, patient = (pd.Series(column, dtype=object) for column in zip(*both, strict=True))
+    return path, patient
+
+
 def _views(
     raw: pd.DataFrame, path: pd.Series[Any], where: str
 ) -> tuple[npt.NDArray[np.bool_], pd.Series[Any]]:
     """Whether an image is frontal [N], and its view in words: AP, PA, LL, RL, lateral or ""."""
-    side = raw["Frontal/Lateral"].fillna("").str.strip()
-    by_name = path.str.extract(r"(frontal|lateral)[^/]*$")[0].fillna("").str.capitalize()
-    side = side.mask(side == "", by_name)
+    side = raw["Frontal/Lateral"].fillna("")
+    if (side == "").any():
+        name = path.str.extract(r"(frontal|lateral)[^/]*$")[0].fillna("").str.capitalize()
+        side = side.mask(side == "", name)
     require_values(side, ("Frontal", "Lateral"), f"{where} (column Frontal/Lateral)")
-    words = raw["AP/PA"].fillna("").str.strip()
+    words = raw["AP/PA"].fillna("")
     require_values(words, ("AP", "PA", "LL", "RL", ""), f"{where} (column AP/PA)")
     frontal = (side == "Frontal").to_numpy(np.bool_)
     return frontal, words.mask(~frontal, "lateral")

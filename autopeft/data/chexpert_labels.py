@@ -48,11 +48,11 @@ def read_codes(values: pd.Series[Any], where: str) -> Codes:
     Raises:
         UserError: any other cell; shows the value counts.
     """
-    text = values.fillna("").str.strip()
-    numbers = text.map(_CODES)
-    if (numbers.isna() & (text != "")).any():
-        require_values(text, ("1.0", "0.0", "-1.0", ""), where)
-    return numbers.to_numpy(np.float32, na_value=np.nan)
+    place, found = pd.factorize(values.fillna(""))
+    texts = [str(text).strip() for text in found]
+    if not set(texts) <= set(_CODES):
+        require_values(values.fillna("").str.strip(), ("1.0", "0.0", "-1.0", ""), where)
+    return np.array([_CODES[text] for text in texts], np.float32)[place]
 
 
 def training_labels(codes: Mapping[str, Codes], classes: tuple[str, ...], policy: str) -> Labels:

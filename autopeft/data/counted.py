@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from autopeft.data.groups import UNKNOWN
 from autopeft.data.task import Task
 from autopeft.errors import UserError
 from autopeft.settings import Settings
@@ -21,7 +20,7 @@ class CountedGroups:
         groups: attribute -> names of the groups that count.
         labels: attribute -> classes that can be scored in all counted groups.
         left_out: attribute -> group -> (positive, negative) patients in search of the groups
-            that do not count (for several labels: of the label with the most).
+            that do not count (for several labels: of the label that decides).
         notes: the groups that do not count, in words.
     """
 
@@ -48,14 +47,14 @@ def counted_groups(task: Task, min_group: int) -> CountedGroups:
     labels: dict[str, tuple[str, ...]] = {}
     left_out: dict[str, dict[str, tuple[int, int]]] = {}
     for attribute in task.attributes:
-        names = _known_groups(task, attribute)
+        names = task.groups_of(attribute)
         here = table[table["attribute"] == attribute]
         good = {g: here[(here["group"] == g) & here["enough"]]["class"].tolist() for g in names}
         kept = [g for g in names if 2 * len(good[g]) >= len(task.classes)]
         groups[attribute] = tuple(kept)
         shared = set(task.classes).intersection(*(good[g] for g in kept)) if kept else set()
         labels[attribute] = tuple(c for c in task.classes if c in shared)
-        left_out[attribute] = {g: _best(here, g) for g in names if g not in kept}
+        left_out[attribute] = {g: _deciding(here, g) for g in names if g not in kept}
     notes = tuple(
         f"{group} does not count: {p} positive and {n} negative patients in search "
         f"(--min-group {min_group})"
@@ -90,20 +89,22 @@ def check_groups(task: Task, settings: Settings, needed: bool = True) -> Counted
     if not needed:
         return counted
     short = {g: n for out in counted.left_out.values() for g, n in out.items()}
-    lowest = max(1, min((min(n) for n in short.values()), default=1))
     if short and settings.inner == "auto":
+        lowest = min(min(n) for n in short.values())
+        lower = f"or --min-group {lowest}, " if lowest else ""
         raise UserError(
             f"too few patients in search for --min-group {settings.min_group}: {_listed(short)}",
             "--inner auto would take cv5, which is not in this version",
-            f"Take --inner holdout (groups below the number are then shown but do not count), "
-            f"or --min-group {lowest}, or drop a --group.",
+            f"Take --inner holdout (such groups are then shown but do not count), {lower}or drop "
+            "a --group.",
         )
     for attribute in task.attributes:
         if len(counted.groups[attribute]) < 2:
             out = counted.left_out[attribute]
-            second = sorted((min(n) for n in out.values()), reverse=True)
-            need = second[1 - len(counted.groups[attribute])] if out else 0
-            fix = f", or lower --min-group to {need}" if need >= 1 else ""
+            best = sorted((min(n) for n in out.values()), reverse=True)
+            absent = 2 - len(counted.groups[attribute])
+            need = best[absent - 1] if len(best) >= absent else 0
+            fix = f", or lower --min-group to {need}" if need else ""
             raise UserError(
                 f"fewer than two groups of {attribute!r} have {settings.min_group} positive and "
                 f"{settings.min_group} negative patients in search: {_listed(out)}",
@@ -113,19 +114,12 @@ def check_groups(task: Task, settings: Settings, needed: bool = True) -> Counted
     return counted
 
 
-def _known_groups(task: Task, attribute: str) -> list[str]:
-    """Every group of an attribute, also one without a row in search."""
-    counts = [task.counts(split) for split in ("train", "search", "confirm", "test")]
-    everyone = pd.concat(counts)
-    found = set(everyone[everyone["attribute"] == attribute]["group"])
-    return sorted(found - {UNKNOWN})
-
-
-def _best(table: pd.DataFrame, group: str) -> tuple[int, int]:
-    """Positive and negative patients of the label with the most in a group."""
+def _deciding(table: pd.DataFrame, group: str) -> tuple[int, int]:
+    """Patients of the label that decides whether a group counts: the best but half of them."""
     rows = table[table["group"] == group]
-    pairs = zip(rows["positives"], rows["negatives"], strict=True)
-    return max(((int(p), int(n)) for p, n in pairs), key=min, default=(0, 0))
+    pairs = zip(rows["positives"].tolist(), rows["negatives"].tolist(), strict=True)
+    ranked = sorted(pairs, key=min, reverse=True)
+    return ranked[(len(ranked) - 1) // 2] if ranked else (0, 0)
 
 
 def _listed(groups: Mapping[str, tuple[int, int]]) -> str:

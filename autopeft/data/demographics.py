@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from autopeft.data.download import require_columns
-from autopeft.data.groups import UNKNOWN, race_words
+from autopeft.data.groups import UNKNOWN, distinct, race_words
 from autopeft.errors import UserError
 
 SHEETS = ("CHEXPERT DEMO.xlsx", "CHEXPERT_DEMO.xlsx")
@@ -42,13 +42,12 @@ def read_sheet(path: Path) -> pd.DataFrame:
         UserError: openpyxl is not installed, or the file is not the spreadsheet.
     """
     frame = _read_first_sheet(path)
-    require_columns(frame, _COLUMNS, str(path))
     frame = frame[frame["PATIENT"].notna()]
     raw = frame["PRIMARY_RACE"].astype("string").str.strip().fillna("")
     table = pd.DataFrame(
         {
             "patient_id": frame["PATIENT"].astype("string").str.strip().str.lower(),
-            "race": _mapped(raw),
+            "race": distinct(raw, race_words),
             "race_raw": raw,
             "sex": frame["GENDER"].astype("string"),
             "age": pd.to_numeric(frame["AGE_AT_CXR"], errors="coerce").astype("float64"),
@@ -59,15 +58,8 @@ def read_sheet(path: Path) -> pd.DataFrame:
     return table.drop_duplicates("patient_id").set_index("patient_id")
 
 
-def _mapped(raw: pd.Series[Any]) -> pd.Series[Any]:
-    """``race_words`` of the few distinct texts, spread over all rows."""
-    texts = pd.Series(raw.unique(), dtype="string")
-    words: pd.Series[Any] = raw.map(dict(zip(texts, race_words(texts), strict=True)))
-    return words.astype("string")
-
-
 def _read_first_sheet(path: Path) -> pd.DataFrame:
-    """All rows of the first sheet under its header; cells as they stand."""
+    """The first sheet, up to the last column of use (65,000 rows take seconds); cells as are."""
     try:
         import openpyxl
     except ImportError:
@@ -83,15 +75,16 @@ def _read_first_sheet(path: Path) -> pd.DataFrame:
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
             sheet = book.worksheets[0]
             sheet.reset_dimensions()
-            rows = list(sheet.iter_rows(values_only=True))
+            header = [str(c).strip() for c in next(sheet.iter_rows(values_only=True), ())]
+            require_columns(pd.DataFrame(columns=pd.Index(header)), _COLUMNS, str(path))
+            width = 1 + max(header.index(name) for name in _COLUMNS)
+            rows = list(sheet.iter_rows(min_row=2, max_col=width, values_only=True))
             book.close()
     except (OSError, KeyError, ValueError, IndexError, zipfile.BadZipFile) as error:
         text = " ".join(str(error).split())
         raise UserError(f"cannot be read as a spreadsheet ({text})", str(path)) from None
-    header = [str(cell).strip() for cell in rows[0]] if rows else []
-    width = len(header)
-    cells = [(*row[:width], *[None] * (width - len(row))) for row in rows[1:]]
-    return pd.DataFrame(cells, columns=pd.Index(header), dtype=object)
+    cells = [(*row, *[None] * (width - len(row))) for row in rows]
+    return pd.DataFrame(cells, columns=pd.Index(header[:width]), dtype=object)
 
 
 def race_notes(race: pd.Series[Any], raw: pd.Series[Any], sheet: Path) -> list[str]:

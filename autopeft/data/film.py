@@ -91,7 +91,8 @@ def _body(film: Film) -> _Body:
 @lru_cache(maxsize=4)
 def _grid(size: int) -> tuple[Floats, Floats]:
     line = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
-    return np.meshgrid(line, line)  # type: ignore[return-value]
+    x, y = np.meshgrid(line, line)
+    return x, y
 
 
 def _posed(film: Film, size: int) -> tuple[Floats, Floats]:
@@ -105,7 +106,8 @@ def _posed(film: Film, size: int) -> tuple[Floats, Floats]:
 
 def _edge(distance: Floats, soft: float) -> Floats:
     """1 inside (distance < 0), 0 outside, a ramp of width ``soft`` between."""
-    return np.clip(0.5 - distance / np.float32(soft), 0, 1)
+    share: Floats = np.clip(0.5 - distance / np.float32(soft), 0, 1)
+    return share
 
 
 def _blob(x: Floats, y: Floats, at: tuple[float, float], radius: tuple[float, float]) -> Floats:
@@ -285,11 +287,12 @@ def _expose(film: Film, density: Floats, size: int) -> npt.NDArray[np.uint8]:
         light = light * _edge(np.maximum(np.abs(x), np.abs(y)) - 0.95, 0.02)
     if film.mark:
         light = np.maximum(light, 0.95 * _mark(x, y))
-    return (np.clip(light / 0.95, 0, 1) * 255).astype(np.uint8)
+    gray: npt.NDArray[np.uint8] = (np.clip(light / 0.95, 0, 1) * 255).astype(np.uint8)
+    return gray
 
 
 def _mark(x: Floats, y: Floats) -> Floats:
     """A lead letter L in the upper corner."""
     stem = (np.abs(x - 0.80) < 0.018) & (np.abs(y + 0.82) < 0.075)
     foot = (np.abs(x - 0.835) < 0.05) & (np.abs(y + 0.76) < 0.018)
-    return (stem | foot).astype(np.float32)
+    return np.asarray(stem | foot, np.float32)

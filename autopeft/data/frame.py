@@ -190,8 +190,12 @@ def _refuse_shared(patient: Names, split: Names, frame: pd.DataFrame, source: So
             f"{len(shared)} {source.unit}(s) are in two of the given splits, e.g. those of "
             f"{', '.join(paths)}",
             source.where,
-            "Give each patient one split, or leave --split-column out: the splits are then made "
-            "by patient.",
+            "Give each patient one split"
+            + (
+                "; an official check must hold other patients than train."
+                if source.external
+                else ", or leave --split-column out: the splits are then made by patient."
+            ),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,8 +124,9 @@ def numeric(values: pd.Series[Any], paths: pd.Series[Any], column: str, where: s
         UserError: a cell is neither a number nor blank; counts them and shows three.
     """
     numbers = pd.to_numeric(values, errors="coerce")
-    text = values.astype("string").str.strip().str.lower().fillna("")
-    bad = numbers.isna() & ~text.isin(_MISSING)
+    bad = numbers.isna()
+    text = values[bad].astype("string").str.strip().str.lower().fillna("")
+    bad = bad & ~text.isin(_MISSING).reindex(values.index, fill_value=True)
     if bad.any():
         shown = "; ".join(
             f"{v!r} at {p}" for v, p in zip(values[bad][:3], paths[bad][:3], strict=True)
@@ -135,6 +137,27 @@ def numeric(values: pd.Series[Any], paths: pd.Series[Any], column: str, where: s
             "Write numbers (years for an age) and leave unknown ones blank.",
         )
     return numbers.to_numpy(np.float64, na_value=np.nan)
+
+
+def distinct(
+    values: pd.Series[Any], words: Callable[[pd.Series[Any]], pd.Series[Any]]
+) -> pd.Series[Any]:
+    """``words(values)``, computed on the distinct values only.
+
+    Args:
+        values: a column with few distinct values.
+        words: maps each value by itself; it may refuse them.
+
+    Raises:
+        UserError: what ``words`` raises on the whole column, so that its counts are true.
+    """
+    place, found = pd.factorize(values.astype("string").fillna(""))
+    try:
+        named = words(pd.Series(found, dtype="string"))
+    except UserError:
+        words(values)
+        raise
+    return pd.Series(named.to_numpy(dtype=object)[place], index=values.index, dtype="string")
 
 
 def plausible_age(age: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -181,19 +204,24 @@ def race_words(values: pd.Series[Any]) -> pd.Series[Any]:
 def _words(values: pd.Series[Any], name: str, column: str, flag: str, where: str) -> Names:
     """Groups of a column of words."""
     if name.lower() in ("sex", "gender"):
-        words = sex_words(values, f"{where} (column {column})")
+        words = distinct(values, lambda v: sex_words(v, f"{where} (column {column})"))
     else:
         _refuse_codes(values, name, column, flag, where)
-        words = values.astype("string").str.strip().fillna("")
-        words = words.mask(words.str.lower().isin(_MISSING), UNKNOWN)
+        words = distinct(values, _free_words)
     if words.nunique() > _MOST_NAMES:
         raise UserError(
             f"column {column!r} holds {words.nunique()} different values",
             f"{where} ({flag})",
             f"A group attribute has at most {_MOST_NAMES}; is it the right column?",
         )
-    named = (name + "=" + words).mask(words == UNKNOWN, UNKNOWN)
+    named = distinct(words, lambda w: (name + "=" + w).mask(w == UNKNOWN, UNKNOWN))
     return named.to_numpy(dtype=object).astype(np.str_)
+
+
+def _free_words(values: pd.Series[Any]) -> pd.Series[Any]:
+    """Words as they stand, ``unknown`` where one of the usual words for missing stands."""
+    text = values.astype("string").str.strip().fillna("")
+    return text.mask(text.str.lower().isin(_MISSING), UNKNOWN)
 
 
 def _refuse_codes(values: pd.Series[Any], name: str, column: str, flag: str, where: str) -> None:

@@ -102,8 +102,9 @@ def read_csv(path: Path, **kwargs: Any) -> pd.DataFrame:
         raise UserError("there is no such CSV", str(path), fix)
     try:
         # Ids such as 00000013 stay text, and the word "None" is not a blank.
+        separator = "\t" if path.suffix == ".tsv" else ","
         frame: pd.DataFrame = pd.read_csv(
-            path, dtype="string", keep_default_na=False, na_values=[""], **kwargs
+            path, sep=separator, dtype="string", keep_default_na=False, na_values=[""], **kwargs
         )
     except pd.errors.EmptyDataError:
         raise UserError("is empty", str(path), "Write a header and one row an image.") from None

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from autopeft.data.groups import UNKNOWN
 from autopeft.data.splits import SPLITS, check_disjoint
 from autopeft.evaluation import Kind
 from autopeft.job import Rows
@@ -64,6 +65,11 @@ class Task:
     def patients(self) -> int:
         """Number of patients (units) of the whole task."""
         return len(np.unique(self._all.patient))
+
+    def groups_of(self, attribute: str) -> tuple[str, ...]:
+        """Names of the groups of an attribute over all splits, without ``unknown``."""
+        found = np.unique(self._all.groups[attribute]).tolist()
+        return tuple(name for name in found if name != UNKNOWN)
 
     @cached_property
     def digest(self) -> str:
