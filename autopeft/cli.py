@@ -34,13 +34,13 @@ def main() -> None:
     """Entry point: exit code 0 done, 1 failed, 2 bad input; one clear line, no traceback."""
     debug = "--debug" in sys.argv
     try:
-        app(standalone_mode=False)
+        # After Ctrl-C some versions of Typer give 130 back, others raise Abort.
+        if app(standalone_mode=False, prog_name="autopeft") == 130:
+            raise typer.Abort
     except UserError as error:
         _end(error, f"autopeft: {error}", 2, debug)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _end(None, "autopeft: stopped. The same command goes on where it stopped.", 130, False)
-    except typer.Abort:
-        _end(None, "autopeft: aborted", 130, False)
     except RunError as error:
         _end(error, f"autopeft: {error}", 1, debug)
     except Exception as error:
@@ -48,6 +48,8 @@ def main() -> None:
             where = getattr(error, "ctx", None)
             hint = f" Try `{where.command_path} --help`." if where else ""
             said = error.format_message().rstrip(".")
+            if not said:  # no arguments: the help is shown
+                raise SystemExit(2) from None
             _end(None, f"autopeft: {said}.{hint}", 2, debug)
         if isinstance(error, OSError) and error.errno == 28:
             _end(error, f"autopeft: the disk is full ({error.filename or ''})", 1, debug)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_bench import lora, make_bench, make_rows, silent
+from tests.fake_bench import lora, make_bench, make_rows, silent
 
 from autopeft.bench import Model
 from autopeft.errors import RunError

@@ -27,7 +27,8 @@ class Film:
         contrast: factor on the darkness of the lesions.
         mark: whether the technician's mark is on the film.
         anatomy: randomness of the patient (the same in all their films).
-        exposure: randomness of this film.
+        pose: randomness of how the patient stands.
+        exposure: randomness of the exposure and the grain.
     """
 
     female: bool
@@ -39,6 +40,7 @@ class Film:
     contrast: float
     mark: bool
     anatomy: np.random.Generator
+    pose: np.random.Generator
     exposure: np.random.Generator
 
 
@@ -98,7 +100,7 @@ def _grid(size: int) -> tuple[Floats, Floats]:
 def _posed(film: Film, size: int) -> tuple[Floats, Floats]:
     """Coordinates of the patient, who never stands quite straight: float32 [size, size] each."""
     x, y = _grid(size)
-    r = film.exposure.normal(size=4)
+    r = film.pose.normal(size=4)
     angle, zoom = 0.03 * r[0], 1.06 + 0.03 * r[1]
     c, s = np.float32(zoom * np.cos(angle)), np.float32(zoom * np.sin(angle))
     return c * x + s * y + np.float32(0.03 * r[2]), c * y - s * x + np.float32(0.03 * r[3])
@@ -293,6 +295,6 @@ def _expose(film: Film, density: Floats, size: int) -> npt.NDArray[np.uint8]:
 
 def _mark(x: Floats, y: Floats) -> Floats:
     """A lead letter L in the upper corner."""
-    stem = (np.abs(x - 0.80) < 0.018) & (np.abs(y + 0.82) < 0.075)
-    foot = (np.abs(x - 0.835) < 0.05) & (np.abs(y + 0.76) < 0.018)
+    stem = (np.abs(x - 0.79) < 0.022) & (np.abs(y + 0.82) < 0.085)
+    foot = (np.abs(x - 0.835) < 0.065) & (np.abs(y + 0.757) < 0.022)
     return np.asarray(stem | foot, np.float32)

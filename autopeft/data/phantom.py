@@ -51,8 +51,8 @@ class Phantom:
         weak_in: the group with weaker lesions.
         label_noise: share of the patients of ``label_noise_in`` whose lesion label is turned.
         label_noise_in: the group with wrong labels.
-        duplicates: share of patients who are the patient before them, filmed again under another
-            id (near-duplicates across patients).
+        duplicates: share of patients who are the patient before them: the same film, scanned again
+            under another id (near-duplicates across patients).
         seed: another seed, other patients.
     """
 
@@ -221,6 +221,7 @@ def describe(phantom: Phantom, patient: int, view: int) -> tuple[Film, dict[str,
         contrast=phantom.contrast * weak,
         mark=mark,
         anatomy=_random(phantom, 4, person["original"]),
+        pose=_random(phantom, 6, person["original"], view),
         exposure=_random(phantom, 5, patient, view),
     )
     record = {

@@ -223,7 +223,7 @@ def probe_accuracy(model, images, digits):
 
 
 def test_features_are_far_better_than_random_ones():
-    images, digits = moved_digits(240)
+    images, digits = moved_digits(160)
     torch.manual_seed(0)
     random = timm.create_model(nano.NAME, num_classes=0, img_size=56).eval()
     pretrained = probe_accuracy(build(img_size=56), images, digits)

@@ -109,12 +109,10 @@ def test_the_lesion_is_in_the_pixels_and_scales_with_contrast():
 
 
 def test_an_effusion_is_in_the_pixels():
-    shown = describe(SMALL, 3, 0)[0]
     both = [replace(describe(SMALL, 3, 0)[0], effusion=e) for e in (True, False)]
     bottom, top = (slice(60, 96), slice(0, 40))
     difference = np.abs(draw(both[0], 96).astype(float) - draw(both[1], 96))
     assert difference[bottom].mean() > 1 > difference[top].mean()
-    assert shown.scanner in "ABC"
 
 
 def test_sex_and_scanner_change_the_film():
@@ -161,13 +159,13 @@ def test_weaker_lesions_in_one_group_only():
 
 def test_wrong_labels_in_one_group_only_and_not_in_the_film():
     phantom = replace(SMALL, patients=500, images_per_patient=1)
-    noisy = table(replace(phantom, label_noise=0.3, label_noise_in="scanner=B"))
+    noisy = table(replace(phantom, label_noise=0.4, label_noise_in="scanner=B"))
     wrong = noisy["lesion"] != noisy["true_lesion"]
     here = noisy["scanner"] == "B"
     assert not wrong[~here].any()
-    assert abs(wrong[here].mean() - 0.3) < 0.1
+    assert abs(wrong[here].mean() - 0.4) < 0.15
     turned = int(np.flatnonzero(wrong)[0])
-    noise = replace(phantom, label_noise=0.3, label_noise_in="scanner=B")
+    noise = replace(phantom, label_noise=0.4, label_noise_in="scanner=B")
     assert np.array_equal(film(noise, turned), film(phantom, turned))
 
 
@@ -191,7 +189,7 @@ def test_duplicates_are_near_and_under_another_id():
         )
         assert not np.array_equal(one, two)
         alike = [np.corrcoef(one.ravel(), x.ravel())[0, 1] for x in (two, stranger)]
-        assert alike[0] > alike[1]
+        assert alike[0] > alike[1] + 0.1
     assert (table(replace(phantom, duplicates=0.0))["duplicate_of"] == "").all()
 
 

@@ -1,0 +1,294 @@
+"""One search, end to end: the files of a run, resume, kill -9, both runners."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+import autopeft
+from autopeft.errors import UserError
+from autopeft.result import load_result
+from tiny_run import flags, tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished run, looked at by most tests here."""
+    runs = tmp_path_factory.mktemp("runs")
+    return autopeft.search(**tiny(runs, name="first"))
+
+
+def table(result, model, split, repeat=0):
+    """Rows of ``predictions.csv``: path -> (target, score)."""
+    with (result.folder / "predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    kept = [r for r in rows if (r["model"], r["split"], r["repeat"]) == (model, split, str(repeat))]
+    return {r["path"]: (float(r["target"]), float(r["score"])) for r in kept}
+
+
+def test_every_promised_file_is_there(finished):
+    names = {p.name for p in finished.folder.iterdir()}
+    assert names >= {
+        "settings.yaml", "protocol.yaml", "study.journal", "trials.csv", "predictions",
+        "predictions.csv", "splits.csv", "best", "baselines", "result.json", "report.html",
+        "log.jsonl",
+    }  # fmt: skip
+    assert not (finished.folder / "states").exists()
+    assert {p.name for p in (finished.folder / "baselines").iterdir()} == {
+        "linear_probe",
+        "lora_r8",
+    }
+    for name in ("predictions.csv", "splits.csv"):
+        assert stat.S_IMODE((finished.folder / name).stat().st_mode) == 0o600
+
+
+def test_result_json_has_the_promised_keys(finished):
+    numbers = json.loads((finished.folder / "result.json").read_text())
+    assert numbers.keys() >= {
+        "verdict", "best", "baselines", "front", "optimism", "trials", "objective", "space",
+        "seconds", "versions",
+    }  # fmt: skip
+    assert numbers["best"].keys() >= {
+        "config", "fingerprint", "search", "confirm", "test", "trainable_params", "adapter_bytes",
+    }  # fmt: skip
+    assert numbers["trials"].keys() == {"complete", "pruned", "failed"}
+    assert sum(numbers["trials"].values()) == 3
+    test = numbers["best"]["test"]["auroc"]
+    assert test["low"] <= test["value"] <= test["high"]
+
+
+def test_test_value_is_the_auroc_of_the_saved_scores(finished):
+    from sklearn.metrics import roc_auc_score
+
+    for model, numbers in {"winner": finished.numbers["best"], **finished.numbers["baselines"]}.items():
+        pairs = np.array(list(table(finished, model, "test").values()))
+        assert numbers["test"]["auroc"]["value"] == pytest.approx(
+            roc_auc_score(pairs[:, 0], pairs[:, 1]), abs=1e-9
+        )
+
+
+def test_saved_adapters_reproduce_the_scores(finished):
+    root = next((finished.folder.parent / ".cache").glob("phantom-*"))
+    for model, best in {"winner": finished.best, **finished.baselines}.items():
+        scores = table(finished, model, "test")
+        again = best.adapter().predict([root / path for path in scores])[:, 0]
+        assert np.abs(again - [s for _, s in scores.values()]).max() < 1e-4
+
+
+def test_peft_loads_the_lora_baseline(finished):
+    import peft
+    import timm
+    import torch
+
+    import autopeft.backbones.nano  # noqa: F401
+    from autopeft.training.images import decode, normalize
+
+    root = next((finished.folder.parent / ".cache").glob("phantom-*"))
+    scores = table(finished, "lora_r8", "test")
+    base = timm.create_model("autopeft_vit_nano", pretrained=True, num_classes=1, img_size=28)
+    model = peft.PeftModel.from_pretrained(base, finished.folder / "baselines" / "lora_r8").eval()
+    info = json.loads((finished.folder / "baselines/lora_r8/autopeft.json").read_text())["backbone"]
+    pixels = normalize(np.stack([decode(root / p, 28) for p in scores]), info["mean"], info["std"])
+    with torch.inference_mode():
+        again = model(pixels).sigmoid()[:, 0].numpy()
+    assert np.abs(again - [s for _, s in scores.values()]).max() < 1e-4
+
+
+def test_splits_are_disjoint_and_search_never_saw_test(finished):
+    splits = pd.read_csv(finished.folder / "splits.csv")
+    assert splits.groupby("patient_id")["split"].nunique().max() == 1
+    events = [json.loads(x)["event"] for x in (finished.folder / "log.jsonl").read_text().splitlines()]
+    assert events.count("test_opened") == 1
+    assert events.index("chosen") < events.index("test_opened") < events.index("finished")
+
+
+def test_protocol_is_written_before_the_first_trial(finished):
+    declared = yaml.safe_load((finished.folder / "protocol.yaml").read_text())
+    assert declared["finalists"] == 1
+    assert declared["baselines"] == ["linear_probe", "lora_r8"]
+    assert (finished.folder / "protocol.yaml").stat().st_mtime <= (
+        finished.folder / "study.journal"
+    ).stat().st_mtime
+    assert finished.numbers["protocol"]
+
+
+def test_journal_opens_in_plain_optuna(finished):
+    storage = JournalStorage(JournalFileBackend(str(finished.folder / "study.journal")))
+    study = optuna.load_study(study_name="search", storage=storage)
+    assert Counter(t.state.name for t in study.trials)["RUNNING"] == 0
+    assert len(study.trials) == 3 == len(finished.trials)
+
+
+def test_report_and_log_name_no_patient_and_no_path(finished):
+    splits = pd.read_csv(finished.folder / "splits.csv")
+    for name in ("report.html", "log.jsonl", "result.json", "protocol.yaml", "best/README.md"):
+        text = (finished.folder / name).read_text()
+        assert not any(p in text for p in splits["path"]), name
+        assert str(finished.folder.parent) not in text, name
+
+
+def test_finished_run_answers_at_once(finished, monkeypatch):
+    import autopeft.prepare as room
+
+    monkeypatch.setattr(room, "load_task", lambda *_: pytest.fail("loaded the task again"))
+    again = autopeft.search(**tiny(finished.folder.parent, name="first"))
+    assert again.numbers == finished.numbers
+
+
+def test_more_trials_on_a_finished_run_are_refused(finished):
+    with pytest.raises(UserError, match="test patients are opened"):
+        autopeft.search(**tiny(finished.folder.parent, name="first", trials=9))
+
+
+def test_changed_settings_are_refused_with_a_diff(finished):
+    with pytest.raises(UserError, match="--epochs was 2, now 3"):
+        autopeft.search(**tiny(finished.folder.parent, name="first", epochs=3))
+
+
+def test_second_look_at_the_same_patients_is_counted(finished):
+    again = autopeft.search(**tiny(finished.folder.parent, name="second"))
+    assert finished.numbers["look"] == 1
+    assert again.numbers["look"] == 2
+    assert again.best.config == finished.best.config
+    assert (again.folder / "predictions.csv").read_text() == (
+        finished.folder / "predictions.csv"
+    ).read_text()
+
+
+@pytest.mark.slow
+def test_fairness_search_ranks_by_the_worst_group(tmp_path):
+    films = {"patients": "400", "size": "32", "contrast": "3", "images_per_patient": "1"}
+    options = tiny(tmp_path, objective="fairness", group=("sex",), min_group=8, data_option=films)
+    result = autopeft.search(**options)
+    assert result.numbers["primary"] == "worst_group_auroc"
+    assert list(result.front[0]["values"]) == ["auroc", "worst_group_auroc"]
+    groups = {r["group"]: r for r in result.numbers["groups"] if r["model"] == "winner"}
+    worst = min(groups[g]["auroc"] for g in ("sex=F", "sex=M"))
+    assert result.best.test["worst_group_auroc"]["value"] == pytest.approx(worst)
+    assert "accuracy" in result.verdict
+
+
+def test_fairness_without_a_group_large_enough_is_refused(tmp_path):
+    with pytest.raises(UserError, match="fewer than two groups|too few patients"):
+        autopeft.search(**tiny(tmp_path, objective="fairness", group=("sex",), min_group=40))
+    assert not list(tmp_path.glob("[!.]*"))
+
+
+def start(options):
+    """The run as a process of its own."""
+    words = [sys.executable, "-m", "autopeft.cli", "search", *flags(options)]
+    env = {**os.environ, "PYTHONPATH": str(Path(autopeft.__file__).parent.parent)}
+    return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def trainings(folder):
+    """(fingerprint, repeat, part, stop epoch) of each training that the journal holds."""
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    found = []
+    for name in ("search", "confirm"):
+        for trial in optuna.load_study(study_name=name, storage=storage).trials:
+            fingerprint = trial.user_attrs["fingerprint"]
+            if name == "confirm":
+                stop = trial.user_attrs["outcome"]["epoch"]
+                found.append((name, fingerprint, trial.user_attrs["repeat"], "all", stop))
+            else:
+                stops = [k for k in trial.user_attrs if k.startswith("rung/")]
+                found += [(name, fingerprint, 0, "all", int(k[5:])) for k in stops]
+    return found
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_loses_nothing_and_repeats_nothing(tmp_path, finished):
+    options = tiny(tmp_path, name="first")
+    recorded: set = set()
+    for events in (2, 4, 7):  # killed once this many trainings are in the journal
+        process = start(options)
+        deadline = time.time() + 120
+        while process.poll() is None and time.time() < deadline:
+            journal = tmp_path / "first" / "study.journal"
+            if journal.exists() and journal.read_text(errors="replace").count('"status"') >= events:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.02)
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+        if (tmp_path / "first" / "result.json").exists():
+            break
+        now = trainings(tmp_path / "first")
+        assert recorded <= set(now)
+        recorded = set(now)
+    last = start(options)
+    _, said = last.communicate(timeout=300)
+    assert last.returncode == 0, said.decode()
+    done = trainings(tmp_path / "first")
+    assert max(Counter(done).values()) == 1
+    result = load_result(tmp_path / "first")
+    assert (result.folder / "predictions.csv").read_text() == (
+        finished.folder / "predictions.csv"
+    ).read_text()
+
+
+@pytest.mark.slow
+def test_a_second_driver_is_refused_naming_the_first(tmp_path):
+    options = tiny(tmp_path, name="first", trials=6)
+    first = start(options)
+    lock = tmp_path / "first" / ".lock"
+    while not (lock.exists() and lock.read_text()):
+        time.sleep(0.05)
+    second = start(options)
+    _, said = second.communicate(timeout=120)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2
+    assert f"pid {first.pid}" in said.decode()
+
+
+def values(result):
+    """Everything that must be equal between two runs: trainings and saved scores."""
+    frame = result.trials.drop(columns=["train_seconds"])
+    return frame, (result.folder / "predictions.csv").read_text()
+
+
+@pytest.mark.ray
+def test_ray_with_one_worker_equals_serial(tmp_path, finished):
+    other = autopeft.search(**tiny(tmp_path, name="first", runner="ray", workers=1))
+    frame, scores = values(other)
+    expected, expected_scores = values(finished)
+    pd.testing.assert_frame_equal(frame, expected)
+    assert scores == expected_scores
+
+
+@pytest.mark.ray
+def test_ray_with_two_workers_trains_the_same_candidates(tmp_path):
+    one = autopeft.search(**tiny(tmp_path, name="one", sampler="random", trials=5))
+    two = autopeft.search(
+        **tiny(tmp_path, name="two", sampler="random", trials=5, runner="ray", workers=2)
+    )
+    assert set(one.trials["fingerprint"]) == set(two.trials["fingerprint"])
+
+    def outcomes(result):
+        folder = result.folder / "predictions"
+        return {p.name: np.load(p)["score"] for p in folder.glob("*-all-*.npz")}
+
+    first, second = outcomes(one), outcomes(two)
+    shared = first.keys() & second.keys()
+    assert len(shared) >= 5
+    for name in shared:
+        assert np.array_equal(first[name], second[name]), name
