@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.fake_bench import lora, make_bench, silent
 
 from autopeft.backbones.describe import random_backbone
 from autopeft.bench import Model
@@ -26,6 +25,7 @@ from autopeft.selection import (
     repeats_of,
     strongest,
 )
+from tests.fake_bench import lora, make_bench, silent
 
 REPEATS = (1, 2)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 # Read by Ray when it is imported: nothing about a run leaves the machine.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray gives its workers nice 15: beside any other program they would get a few percent of a core.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray import exceptions as ray_errors

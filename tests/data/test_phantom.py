@@ -189,7 +189,7 @@ def test_duplicates_are_near_and_under_another_id():
         )
         assert not np.array_equal(one, two)
         alike = [np.corrcoef(one.ravel(), x.ravel())[0, 1] for x in (two, stranger)]
-        assert alike[0] > alike[1] + 0.1
+        assert alike[0] > max(0.92, alike[1])
     assert (table(replace(phantom, duplicates=0.0))["duplicate_of"] == "").all()
 
 

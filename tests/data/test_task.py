@@ -26,6 +26,23 @@ def test_test_rows_stay_sealed_until_opened(task):
     assert task.rows("official").index.tolist() == [6]
 
 
+def test_sealed_labels_show_nowhere_before_the_opening():
+    """Turned test labels change no row, note or count that can be read while they are sealed."""
+    splits = ["train"] * 4 + ["search"] * 4 + ["test"] * 4
+    patients, groups = range(12), {"sex": ["sex=F", "sex=M"] * 6}
+    label = np.array([0, 1] * 6, np.float32)
+    turned = np.where(np.array(splits) == "test", 1 - label, label)
+    one, other = (synthetic.task(patients, y, groups, splits) for y in (label, turned))
+    assert one.notes == other.notes
+    assert one.split_table().equals(other.split_table())
+    for split in ("train", "search"):
+        assert one.counts(split).equals(other.counts(split))
+        mine, theirs = one.rows(split), other.rows(split)
+        assert mine.path.tolist() == theirs.path.tolist()
+        assert np.array_equal(mine.label, theirs.label)
+        assert mine.groups["sex"].tolist() == theirs.groups["sex"].tolist()
+
+
 def test_an_unknown_split_is_a_mistake(task):
     with pytest.raises(KeyError):
         task.rows("val")
