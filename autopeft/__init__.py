@@ -12,10 +12,10 @@ from autopeft.version import __version__
 
 if TYPE_CHECKING:
     from autopeft.adapter import load_adapter
+    from autopeft.driver import search
     from autopeft.errors import RunError, UserError
     from autopeft.objective import AtLeast, AtMost, Objective, Term
     from autopeft.result import Result, load_result
-    from autopeft.search import search
     from autopeft.settings import Settings
 
 _HOME = {
@@ -29,7 +29,7 @@ _HOME = {
     "UserError": "errors",
     "load_adapter": "adapter",
     "load_result": "result",
-    "search": "search",
+    "search": "driver",
 }
 
 __all__ = [
@@ -50,7 +50,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        # ``autopeft.search`` is both a module and the function in it: the function wins.
         value = getattr(import_module(f"autopeft.{_HOME[name]}"), name)
         globals()[name] = value
         return value

@@ -137,7 +137,7 @@ def search(
 
     The same command on an existing run goes on where it stopped.
     """
-    from autopeft.search import complete, run
+    from autopeft.driver import complete, run
 
     given = _given(context)
     values = settings_file.load(config) if config else {}

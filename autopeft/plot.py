@@ -33,7 +33,7 @@ class Point:
 def read_points(folder: Path, terms: Sequence[str]) -> list[Point]:
     """The fully trained trials of ``trials.csv``; none where the file or a value is missing."""
     file, points = folder / "trials.csv", []
-    if not file.exists():
+    if not file.exists() or not terms:
         return []
     with file.open(newline="") as stream:
         for row in csv.DictReader(stream):
@@ -169,7 +169,7 @@ def _key(scene: _Scene) -> list[str]:
     if any(not p.feasible for p in behind):
         entries.append(('<path class="o" d="M2 10l8 8m0-8l-8 8"/>', "constraint not met"))
     if scene.reference:
-        entries.append((line(0, 14, 14, 14, "re"), "baselines' best"))
+        entries.append((line(0, 14, 14, 14, "re"), "baselines"))
     parts, x = [], 8.0
     for shape, words in entries:
         parts.append(f'<g transform="translate({x:.0f} 0)">{shape}{text(19, 18, words)}</g>')

@@ -17,6 +17,7 @@ from autopeft.data.counted import CountedGroups, check_groups
 from autopeft.data.task import Task
 from autopeft.errors import UserError
 from autopeft.job import Rows, Setup
+from autopeft.metrics.groups import LEAST
 from autopeft.objective import Objective, load_objective
 from autopeft.progress import Screen
 from autopeft.result import Result, load_result
@@ -79,6 +80,12 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     task = task or load_task(settings, cache)
     needed = "groups" in objective.needs
     counted = check_groups(task, settings, needed or bool(settings.group))
+    if needed and settings.min_group < LEAST:
+        raise UserError(
+            f"{settings.min_group} is too small for objective {settings.objective!r}",
+            "--min-group",
+            f"A group is scored from {LEAST} positive and {LEAST} negative patients on.",
+        )
     if needed and not task.attributes:
         raise UserError(
             f"objective {settings.objective!r} compares groups, but none is declared",
@@ -89,7 +96,9 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     size, threads = network.facts.image_size, os.cpu_count() or 1
     try:
         with screen.bar("decoding images") as bar:
-            store = build_store(task.root, task.paths.tolist(), size, settings.fit, cache, bar, threads)
+            store = build_store(
+                task.root, task.paths.tolist(), size, settings.fit, cache, bar, threads
+            )
     except UserError:
         _remove_empty(cache, cache.parent)
         raise

@@ -20,11 +20,13 @@ UNKNOWN = "unknown"
 _QUIET = {"layer_decay": 1.0, "drop_path": 0.0, "label_smoothing": 0.0, "loss": "bce"}
 
 
-def interval(value: Mapping[str, float] | None, signed: bool = False) -> str:
-    """``0.861 (0.840 to 0.880)``, or ``n/a``."""
+def interval(value: Mapping[str, Any] | None, signed: bool = False) -> str:
+    """``0.861 (0.840 to 0.880)``, ``0.861`` where there are no bounds, or ``n/a``."""
     if value is None:
         return "n/a"
     form = "{:+.3f}" if signed else "{:.3f}"
+    if value.get("low") is None:
+        return form.format(value["value"])
     low, high = form.format(value["low"]), form.format(value["high"])
     return f"{form.format(value['value'])} ({low} to {high})"
 
@@ -37,6 +39,11 @@ def number(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """``13%``, or ``n/a``."""
     return "n/a" if share is None else f"{share:.0%}"
+
+
+def printable(text: str) -> str:
+    """The text without control characters: a label must not steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def metric_name(name: str) -> str:
@@ -97,7 +104,7 @@ def method_words(config: Mapping[str, Any]) -> str:
     """``lora (r=8, lora_alpha=16) on fc1, qkv of blocks 8-11``."""
     parts = []
     for stratum in config["strata"]:
-        options = ", ".join(f"{k}={v}" for k, v in stratum["options"].items())
+        options = ", ".join(_option(k, v) for k, v in stratum["options"].items() if v)
         modules = ", ".join(stratum["modules"])
         first, last = stratum["blocks"]
         parts.append(
@@ -107,6 +114,13 @@ def method_words(config: Mapping[str, Any]) -> str:
             + (f" block {first}" if first == last else f" blocks {first}-{last}")
         )
     return "; ".join(parts) or "linear probe (the backbone stays as it is)"
+
+
+def _option(name: str, value: Any) -> str:
+    """``r=8``, ``lora_alpha=16``, or ``use_dora``; what is off is not told."""
+    if value is True:
+        return name
+    return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
 
 
 def readout_words(config: Mapping[str, Any]) -> str:
@@ -142,7 +156,46 @@ def size_words(numbers: Numbers) -> str:
     return words if not whole else f"{words} ({100 * trained / whole:.2g}% of the backbone's)"
 
 
+# ---- groups and external checks -----------------------------------------------------------------
+
+
+def group_name(row: Mapping[str, Any]) -> str:
+    """``sex=F``; of patients without the attribute ``sex unknown``."""
+    if row["group"] != UNKNOWN:
+        return str(row["group"])
+    return f"{_attribute(row)} unknown"
+
+
+def gap_line(numbers: Numbers) -> str | None:
+    """The largest difference between groups on test, which says little alone."""
+    opponent = numbers["contrast"]["baseline"]
+    gaps = {n: models(numbers)[n]["test"].get("auroc_gap") for n in ("winner", opponent)}
+    if None in gaps.values():
+        return None
+    told = ", ".join(f"{name} {interval(gap)}" for name, gap in gaps.items())
+    return (
+        f"largest AUROC difference between groups of one attribute: {told}; "
+        "chance alone makes it larger than 0"
+    )
+
+
+def external_lines(numbers: Numbers) -> list[str]:
+    """Winner and declared baseline on each external check."""
+    opponent, metric = numbers["contrast"]["baseline"], "auroc"
+    return [
+        f"{split}, {_count(numbers['patients'][split], 'patient')}: {metric_name(metric)} "
+        f"{interval(numbers['best'][split].get(metric))}; "
+        f"{opponent} {interval(numbers['baselines'][opponent][split].get(metric))}"
+        for split in externals(numbers)
+    ]
+
+
 # ---- honesty ------------------------------------------------------------------------------------
+
+
+def seeds(numbers: Numbers) -> str:
+    """``3 fresh seeds``."""
+    return _count(numbers["best"]["seeds"]["repeats"], "fresh seed")
 
 
 def history(numbers: Numbers) -> str:
@@ -163,8 +216,7 @@ def honesty_lines(numbers: Numbers) -> list[str]:
             f"optimism of the search {interval(optimism, signed=True)}: its own pick's "
             f"{metric_name(optimism['metric'])} on search minus confirm"
         )
-    seeds = numbers["best"]["seeds"]["repeats"]
-    lines.append(f"confirmed on {patients['confirm']:,} unseen patients, {_count(seeds, 'seed')}")
+    lines.append(f"confirmed on {patients['confirm']:,} unseen patients, {seeds(numbers)}")
     lines.append(f"test of {patients['test']:,} patients opened once (look {numbers['look']})")
     if numbers["look"] > 1:
         lines.append("other runs have looked at these test patients before")
@@ -196,7 +248,7 @@ def _groups_not_known(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     uncounted: dict[str, None] = {}
     small: dict[str, None] = {}
     for row in rows:
-        attribute, group = row["attribute"], row["group"]
+        attribute, group = _attribute(row), row["group"]
         if group == UNKNOWN:
             seen = row["positives"] + row["negatives"]
             unknown[attribute] = max(seen, unknown.get(attribute, 0))
@@ -216,6 +268,6 @@ def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def group_name(row: Mapping[str, Any]) -> str:
-    """``sex=F``, or ``sex unknown``."""
-    return f"{row['attribute']} unknown" if row["group"] == UNKNOWN else str(row["group"])
+def _attribute(row: Mapping[str, Any]) -> str:
+    """``age`` of ``age:60``: without the cut."""
+    return str(row["attribute"]).partition(":")[0]

@@ -1,6 +1,6 @@
 """An objective of your own: AUROC with few parameters, in one file.
 
-    autopeft search --objective examples/own_objective.py
+autopeft search --objective examples/own_objective.py
 """
 
 from autopeft.objective import AtLeast, Objective, Term

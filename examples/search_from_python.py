@@ -1,6 +1,6 @@
 """A search from Python, small enough to watch, on synthetic films.
 
-    python examples/search_from_python.py
+python examples/search_from_python.py
 """
 
 import sys
@@ -12,7 +12,7 @@ import autopeft
 def main(runs: str = "runs") -> None:
     result = autopeft.search(
         "phantom",
-        data_option={"patients": 60, "size": 32, "contrast": 3},
+        data_option={"patients": 60, "size": 32, "contrast": 2},
         image_size=28,
         objective=str(Path(__file__).with_name("own_objective.py")),
         trials=3,

@@ -20,11 +20,11 @@ import pytest
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from tiny_run import flags, tiny
 
 import autopeft
 from autopeft.errors import UserError
 from autopeft.result import load_result
-from tiny_run import flags, tiny
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,9 @@ def table(result, model, split, repeat=0):
     """Rows of ``predictions.csv``: path -> (target, score)."""
     with (result.folder / "predictions.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    kept = [r for r in rows if (r["model"], r["split"], r["repeat"]) == (model, split, str(repeat))]
+    kept = [
+        r for r in rows if (r["model"], r["split"], r["repeat"]) == (model, split, str(repeat))
+    ]
     return {r["path"]: (float(r["target"]), float(r["score"])) for r in kept}
 
 
@@ -76,7 +78,10 @@ def test_result_json_has_the_promised_keys(finished):
 def test_test_value_is_the_auroc_of_the_saved_scores(finished):
     from sklearn.metrics import roc_auc_score
 
-    for model, numbers in {"winner": finished.numbers["best"], **finished.numbers["baselines"]}.items():
+    for model, numbers in {
+        "winner": finished.numbers["best"],
+        **finished.numbers["baselines"],
+    }.items():
         pairs = np.array(list(table(finished, model, "test").values()))
         assert numbers["test"]["auroc"]["value"] == pytest.approx(
             roc_auc_score(pairs[:, 0], pairs[:, 1]), abs=1e-9
@@ -103,7 +108,9 @@ def test_peft_loads_the_lora_baseline(finished):
     scores = table(finished, "lora_r8", "test")
     base = timm.create_model("autopeft_vit_nano", pretrained=True, num_classes=1, img_size=28)
     model = peft.PeftModel.from_pretrained(base, finished.folder / "baselines" / "lora_r8").eval()
-    info = json.loads((finished.folder / "baselines/lora_r8/autopeft.json").read_text())["backbone"]
+    info = json.loads((finished.folder / "baselines/lora_r8/autopeft.json").read_text())[
+        "backbone"
+    ]
     pixels = normalize(np.stack([decode(root / p, 28) for p in scores]), info["mean"], info["std"])
     with torch.inference_mode():
         again = model(pixels).sigmoid()[:, 0].numpy()
@@ -113,7 +120,9 @@ def test_peft_loads_the_lora_baseline(finished):
 def test_splits_are_disjoint_and_search_never_saw_test(finished):
     splits = pd.read_csv(finished.folder / "splits.csv")
     assert splits.groupby("patient_id")["split"].nunique().max() == 1
-    events = [json.loads(x)["event"] for x in (finished.folder / "log.jsonl").read_text().splitlines()]
+    events = [
+        json.loads(x)["event"] for x in (finished.folder / "log.jsonl").read_text().splitlines()
+    ]
     assert events.count("test_opened") == 1
     assert events.index("chosen") < events.index("test_opened") < events.index("finished")
 
@@ -161,6 +170,7 @@ def test_changed_settings_are_refused_with_a_diff(finished):
         autopeft.search(**tiny(finished.folder.parent, name="first", epochs=3))
 
 
+@pytest.mark.slow
 def test_second_look_at_the_same_patients_is_counted(finished):
     again = autopeft.search(**tiny(finished.folder.parent, name="second"))
     assert finished.numbers["look"] == 1
@@ -173,8 +183,8 @@ def test_second_look_at_the_same_patients_is_counted(finished):
 
 @pytest.mark.slow
 def test_fairness_search_ranks_by_the_worst_group(tmp_path):
-    films = {"patients": "400", "size": "32", "contrast": "3", "images_per_patient": "1"}
-    options = tiny(tmp_path, objective="fairness", group=("sex",), min_group=8, data_option=films)
+    films = {"patients": "400", "size": "32", "contrast": "2", "images_per_patient": "1"}
+    options = tiny(tmp_path, objective="fairness", group=("sex",), min_group=10, data_option=films)
     result = autopeft.search(**options)
     assert result.numbers["primary"] == "worst_group_auroc"
     assert list(result.front[0]["values"]) == ["auroc", "worst_group_auroc"]
@@ -188,6 +198,11 @@ def test_fairness_without_a_group_large_enough_is_refused(tmp_path):
     with pytest.raises(UserError, match="fewer than two groups|too few patients"):
         autopeft.search(**tiny(tmp_path, objective="fairness", group=("sex",), min_group=40))
     assert not list(tmp_path.glob("[!.]*"))
+
+
+def test_a_group_too_small_to_be_scored_is_refused_before_training(tmp_path):
+    with pytest.raises(UserError, match="scored from 10 positive"):
+        autopeft.search(**tiny(tmp_path, objective="fairness", group=("sex",), min_group=1))
 
 
 def start(options):
@@ -222,7 +237,10 @@ def test_kill_minus_nine_loses_nothing_and_repeats_nothing(tmp_path, finished):
         deadline = time.time() + 120
         while process.poll() is None and time.time() < deadline:
             journal = tmp_path / "first" / "study.journal"
-            if journal.exists() and journal.read_text(errors="replace").count('"status"') >= events:
+            if (
+                journal.exists()
+                and journal.read_text(errors="replace").count('"status"') >= events
+            ):
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.02)

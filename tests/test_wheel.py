@@ -33,7 +33,17 @@ def test_wheel_installs_one_top_level_package(wheel):
 
 def test_installed_wheel_lists_spaces_and_objectives(wheel, tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-t", tmp_path / "site", wheel],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "-t",
+            tmp_path / "site",
+            wheel,
+        ],
         check=True,
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

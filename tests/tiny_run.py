@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 TINY: dict[str, Any] = {
-    "data_option": {"patients": "60", "size": "32", "contrast": "3"},
+    "data_option": {"patients": "60", "size": "32", "contrast": "2"},
     "image_size": 28,
     "space": "quick",
     "trials": 3,

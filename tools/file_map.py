@@ -1,7 +1,7 @@
 """Prints the README's file map: every file of the package with its first docstring line.
 
-    python tools/file_map.py            # print it
-    python tools/file_map.py --write    # put it into README.md
+python tools/file_map.py            # print it
+python tools/file_map.py --write    # put it into README.md
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws a finished run's terminal summary as an SVG, for the README.
 
-    python tools/picture.py runs/NAME docs/summary.svg
+python tools/picture.py runs/NAME docs/summary.svg
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Phantom:
         images_per_patient: images of each patient.
         size: side of an image in pixels.
         prevalence: share of patients with a lesion (a nodule or an opacity).
-        contrast: contrast of the lesions; 2 is hard for an 8 x 8 thumbnail and fair for a small
-            ViT, 1 is hard for both.
+        contrast: contrast of the lesions; 1 is hard for an 8 x 8 thumbnail and fair for a small
+            ViT, 0.6 is hard for both, 2 is easy.
         shortcut: how strongly the scanner's mark goes with the label in ``shortcut_in``: 0 not at
             all, 1 always. A reducible bias.
         shortcut_in: the group with the shortcut.
@@ -61,7 +61,7 @@ class Phantom:
     images_per_patient: int = 2
     size: int = 128
     prevalence: float = 0.4
-    contrast: float = 2.0
+    contrast: float = 1.0
     shortcut: float = 0.0
     shortcut_in: str = "sex=F"
     weak_group: float = 1.0
