@@ -61,8 +61,8 @@ MAY = {
     "report": "plot words",
     "summary": "result words",
     "writing": "adapter answer metrics numbers progress protocol report result selection",
-    "prepare": "backbones baselines bench data job methods metrics objective plugins progress result "
-    "schedule settings space study training",
+    "prepare": "backbones baselines bench data job methods metrics objective plugins "
+    "progress result schedule settings space study training",
 }
 
 # Library -> the only files (or folders) that import it.
