@@ -39,6 +39,7 @@ class Answer:
     declared: str
     clock: Clock
     decode_seconds: float
+    group_notes: tuple[str, ...]
     look: int = 0
     thresholds: tuple[float | None, ...] = ()
     scored: dict[tuple[str, int, str], Predictions] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autopeft import baselines, protocol
@@ -126,7 +126,7 @@ def _drive(settings: Settings, ready: Ready, screen: Screen) -> Result:
         if not chosen:
             reasons = sorted({e.reason for e in study.entries if e.reason})
             raise RunError(f"no trial could be trained to the end: {'; '.join(reasons[:3])}")
-        entrants = [Model(f"finalist_{i}", e.candidate) for i, e in enumerate(chosen)]
+        entrants = _entrants([e.candidate for e in chosen], models)
         with clock.part("confirm"):
             with screen.bar("confirming finalists") as bar:
                 bench.train(entrants, [0, *repeats], "confirm", bar)
@@ -147,6 +147,7 @@ def _drive(settings: Settings, ready: Ready, screen: Screen) -> Result:
             settings, ready.task, ready.objective, ready.network, bench, picked, opponent,
             entrants, models, scored, metric, readout, reference, feasible,
             tuple(e.number for e in front), pool, declared, clock, ready.decode_seconds,
+            ready.counted.notes,
         )  # fmt: skip
         return write_answer(answer, screen)
     finally:
@@ -266,6 +267,16 @@ def _stop_when_spent(settings: Settings, bench: Bench, engine: Engine, clock: Cl
 
 def _rungs_done(study: Study) -> int:
     return sum(len(e.rungs) or bool(e.reason) for e in study.entries)
+
+
+def _entrants(chosen: Sequence[Candidate], models: Sequence[Model]) -> list[Model]:
+    """Who is confirmed: the finalists, and always the linear probe at its best readout.
+
+    A search that cannot beat the probe must be able to answer "the probe".
+    """
+    probe = next(m.candidate for m in models if m.name == "linear_probe")
+    every = [*chosen, *([probe] if probe not in chosen else [])]
+    return [Model(f"finalist_{i}", candidate) for i, candidate in enumerate(every)]
 
 
 def _rung_value(objective: Objective, audience: Audience) -> Any:

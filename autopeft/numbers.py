@@ -74,9 +74,13 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
         "patients": {s: len(set(r.patient.tolist())) for s, r in answer.audience.rows.items()},
         "images": {s: len(r) for s, r in answer.audience.rows.items()},
         "counted": {a: list(g) for a, g in answer.audience.counted.items()},
-        "notes": list(answer.task.notes),
+        "notes": [*answer.task.notes, *answer.group_notes],
         "protocol": answer.declared,
-        "backbone": {"name": answer.network.facts.name, "sha256": answer.network.facts.sha256},
+        "backbone": {
+            "name": answer.network.facts.name,
+            "sha256": answer.network.facts.sha256,
+            "params": answer.network.facts.params,
+        },
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"autopeft": __version__, **{name: version(name) for name in PACKAGES}},
     }

@@ -76,6 +76,8 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     network = load_backbone(
         settings.backbone, settings.weights, settings.image_size, settings.offline
     )
+    for line in network.warnings:
+        screen.say(line)
     space.check(network.facts, METHODS, True, canonical)
     task = task or load_task(settings, cache)
     needed = "groups" in objective.needs
@@ -202,7 +204,7 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
         "trials": settings.trials,
         "epochs": settings.epochs,
         "rungs": list(rungs(settings.epochs)),
-        "finalists": settings.confirm,
+        "finalists": f"{settings.confirm}, and always the linear probe at its best readout",
         "seeds": settings.seeds,
         "baselines": list(wanted),
         "reference": "best of the reference baselines, mean of the seeds, on search",

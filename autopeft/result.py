@@ -12,10 +12,12 @@ from autopeft import settings as settings_file
 from autopeft.errors import UserError
 
 if TYPE_CHECKING:
+    import optuna
     import pandas as pd
     from torch import nn
 
     from autopeft.adapter import Model
+    from autopeft.drawing import Figure
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,26 @@ class Result:
         import pandas as pd
 
         return pd.read_csv(self.folder / "trials.csv")
+
+    @property
+    def study(self) -> optuna.Study:
+        """The Optuna study of the trials, e.g. for ``optuna.visualization`` (plotly)."""
+        from autopeft.study import load_search
+
+        return load_search(self.folder)
+
+    def plot_front(self) -> Figure | None:
+        """The front: every trial, the winner and the baselines; a notebook shows it."""
+        from autopeft.plot import plot_front, read_points
+
+        terms = list(self.front[0]["values"]) if self.front else []
+        return plot_front(self.numbers, read_points(self.folder, terms))
+
+    def plot_groups(self, label: str) -> Figure | None:
+        """Winner and opponent by group of patients, for one label."""
+        from autopeft.plot import plot_groups
+
+        return plot_groups(self.numbers, label)
 
     def _weights(self) -> str | None:
         saved = settings_file.load(self.folder / "settings.yaml")

@@ -252,6 +252,12 @@ class Study:
         return entry
 
 
+def load_search(folder: Path) -> optuna.Study:
+    """The trials of a finished run as a plain Optuna study, to look at."""
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    return optuna.load_study(study_name="search", storage=storage)
+
+
 def repair(path: Path) -> int:
     """Cuts a torn tail off a journal, back to its last whole line.
 

@@ -53,7 +53,7 @@ MAY = {
     "selection": "backbones bench candidate evaluation job metrics objective progress study",
     "protocol": "",
     "clock": "protocol",
-    "result": "adapter settings",
+    "result": "adapter plot settings study",
     "answer": "backbones bench clock data evaluation objective selection settings study",
     "numbers": "answer bench evaluation metrics selection",
     "drawing": "",

@@ -40,11 +40,11 @@ def call(monkeypatch, capsys, tmp_path):
 @pytest.fixture
 def asked(monkeypatch):
     """The settings that ``autopeft search`` would run; nothing is run."""
-    from autopeft import search, summary
+    from autopeft import driver, summary
 
     seen = []
     result = type("Result", (), {"numbers": {"verdict": "x"}})
-    monkeypatch.setattr(search, "run", lambda settings: seen.append(settings) or result)
+    monkeypatch.setattr(driver, "run", lambda settings: seen.append(settings) or result)
     monkeypatch.setattr(summary, "print_summary", lambda result: print("SUMMARY"))
     return seen
 
@@ -121,12 +121,12 @@ def test_unknown_commands_and_settings_are_named(call, tmp_path):
     ],
 )
 def test_failures_have_their_exit_codes(call, monkeypatch, error, code, words):
-    from autopeft import search
+    from autopeft import driver
 
     def fail(settings):
         raise error
 
-    monkeypatch.setattr(search, "run", fail)
+    monkeypatch.setattr(driver, "run", fail)
     got, out, err = call("search")
     assert (got, out) == (code, "")
     assert words in one_line(err)
@@ -277,7 +277,7 @@ def test_public_names():
 
 def test_python_m_autopeft_cli():
     done = subprocess.run(
-        [sys.executable, "-m", "autopeft.cli", "search", "--trials", "0"],
+        [sys.executable, "-m", "autopeft.cli", "search", "--trials", "x"],
         capture_output=True,
         text=True,
         cwd=REPO,

@@ -136,3 +136,12 @@ def test_a_figure_is_shown_by_a_notebook_and_saved(tmp_path):
     path = figure.save(tmp_path / "groups.svg")
     assert path.read_text() == figure.svg == figure._repr_svg_()
     assert ElementTree.parse(path).getroot().get("aria-label").startswith("AUROC by group")
+
+
+def test_each_label_has_its_own_values():
+    numbers = load("binary")
+    numbers["thresholds"] = {"pneumonia": 0.3, "Edema": 0.2}
+    for row in list(numbers["groups"]):
+        numbers["groups"].append({**row, "label": "Edema", "interval": None, "auroc": 0.111})
+    assert not any("0.111" in t for t in titles(plot_groups(numbers, "pneumonia")))
+    assert "sex=F: 0.111" in titles(plot_groups(numbers, "Edema"))

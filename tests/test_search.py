@@ -129,7 +129,7 @@ def test_splits_are_disjoint_and_search_never_saw_test(finished):
 
 def test_protocol_is_written_before_the_first_trial(finished):
     declared = yaml.safe_load((finished.folder / "protocol.yaml").read_text())
-    assert declared["finalists"] == 1
+    assert declared["finalists"].startswith("1, and always the linear probe")
     assert declared["baselines"] == ["linear_probe", "lora_r8"]
     assert (finished.folder / "protocol.yaml").stat().st_mtime <= (
         finished.folder / "study.journal"
@@ -142,6 +142,12 @@ def test_journal_opens_in_plain_optuna(finished):
     study = optuna.load_study(study_name="search", storage=storage)
     assert Counter(t.state.name for t in study.trials)["RUNNING"] == 0
     assert len(study.trials) == 3 == len(finished.trials)
+
+
+def test_figures_and_optuna_s_own_plots(finished):
+    assert finished.plot_front()._repr_svg_().startswith("<svg")
+    history = optuna.visualization.plot_optimization_history(finished.study)
+    assert len(history.data) >= 1
 
 
 def test_report_and_log_name_no_patient_and_no_path(finished):

@@ -113,3 +113,11 @@ def test_what_is_too_long_for_a_screen_is_in_the_page():
     assert "the 12 lowest of 36 rows; all are in report.html" in out
     lowest = min(r["auroc"] for r in rows if r["auroc"] and r["model"] == "winner")
     assert f"{lowest:.3f}" in out
+
+
+def test_long_names_wrap_and_numbers_stay_whole():
+    out = printed(rename(load(), "race=Black", "race=Black or African American"))
+    row = next(r for r in load()["groups"] if r["group"] == "race=Black")["interval"]
+    said = f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    assert any(said in line for line in out.splitlines())
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80

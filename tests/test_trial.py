@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from autopeft import load_adapter, trial
 from autopeft.backbones.describe import random_backbone
+from autopeft.backbones.weights import load_backbone
 from autopeft.data.task import Task
 from autopeft.job import Job, Rows, Setup
 from autopeft.methods import canonical
@@ -69,7 +70,9 @@ def world(tmp_path_factory, vit):
 
 
 @pytest.fixture
-def setup(world, vit, tmp_path):
+def setup(world, vit, tmp_path, monkeypatch):
+    """A fresh run's setup; its backbone is in memory already."""
+    monkeypatch.setattr(trial, "load_backbone", lambda *args: vit)
     return Setup(
         kind="binary",
         classes=("bright",),
@@ -207,7 +210,9 @@ def test_a_job_of_another_setup_is_refused(setup, vit):
     assert names_below(setup, "states") == []
 
 
-def test_other_weights_than_the_driver_s_are_refused(setup, vit):
+def test_other_weights_than_the_driver_s_are_refused(setup, vit, monkeypatch):
+    monkeypatch.setattr(trial, "load_backbone", load_backbone)  # the real one
+    assert trial.run(setup, rung(setup, vit, {"method": "linear_probe"})).status == "ok"
     other = replace(setup, weights_sha256="0" * 64)
     outcome = trial.run(other, rung(other, vit))
     assert outcome.status == "error"

@@ -134,8 +134,9 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
 def _stripped(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the prefix below which most of the wanted names lie, without it.
 
-    Half precision becomes float32. Names outside of the prefix keep their full name, so that they
-    show up as not used.
+    Half precision is kept: timm resamples positions in the file's own format, and a model loaded
+    here must equal one that timm loads. Names outside of the prefix keep their full name, so that
+    they show up as not used.
     """
     if not any(_CHUNKED.search(k) for k in wanted):
         state = {_CHUNKED.sub(r"\1blocks.\2", k): v for k, v in state.items()}
@@ -145,7 +146,7 @@ def _stripped(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict
     best = max(hits, key=lambda p: (hits[p], "teacher" in p or "ema" in p, -len(p), p))
     clean = {k.removeprefix(best): v for k, v in state.items() if k.startswith(best)}
     clean |= {k: v for k, v in state.items() if k not in clean and not k.startswith(best)}
-    return {k: v.float() if v.is_floating_point() else v for k, v in clean.items()}
+    return clean
 
 
 def _timm_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -129,15 +129,15 @@ def test_positions_are_resampled_as_timm_does(source, tmp_path):
     assert torch.equal(model.blocks[0].norm1.weight, source.blocks[0].norm1.weight)
 
 
-def test_half_precision_becomes_float32_before_resampling(source, tmp_path):
+def test_half_precision_is_resampled_as_timm_does(source, tmp_path):
     half = {k: v.half() for k, v in source.state_dict().items()}
     save_file(half, tmp_path / "w.safetensors")
     model = target(96)
     load(model, tmp_path / "w.safetensors")
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert torch.equal(model.norm.weight, source.norm.weight.half().float())
-    grown = timm.layers.resample_abs_pos_embed(half["pos_embed"].float(), (6, 6), (4, 4))
-    assert torch.equal(model.pos_embed, grown)
+    grown = timm.layers.resample_abs_pos_embed(half["pos_embed"], (6, 6), (4, 4))
+    assert torch.equal(model.pos_embed, grown.float())
 
 
 def test_quantized_file_of_the_wheel_is_turned_back(source, tmp_path):
