@@ -205,12 +205,13 @@ class Model:
                 fix = f"Give paths, or a uint8 array [N, {size}, {size}, 1 or 3]."
                 raise UserError(what, "predict", fix)
             return images
-        from autopeft.training.images import decode
+        from autopeft.training.images import Rule, decode
 
+        rule = Rule(**self.info["pixels"]) if self.info.get("pixels") else None
         rows = []
         for path in images:
             try:
-                rows.append(decode(Path(path), size, self.info["fit"]))
+                rows.append(decode(Path(path), size, self.info["fit"], rule))
             except (OSError, ValueError) as error:
                 raise UserError(f"cannot be read ({error})", str(path)) from None
         widest = max(row.shape[2] for row in rows)

@@ -137,12 +137,14 @@ def search(
 
     The same command on an existing run goes on where it stopped.
     """
-    from autopeft.driver import complete, run
-
     given = _given(context)
     values = settings_file.load(config) if config else {}
     values |= given
-    settings = settings_file.from_mapping(complete(values), str(config or "autopeft search"))
+    settings = settings_file.from_mapping(
+        settings_file.complete(values), str(config or "autopeft search")
+    )
+    from autopeft.driver import run
+
     result = run(settings)
     if settings.json:
         print(json.dumps(result.numbers, indent=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from autopeft import baselines, protocol
@@ -48,19 +48,6 @@ from autopeft.settings import Settings
 from autopeft.study import Study
 from autopeft.writing import write_answer
 
-# The smallest run that shows everything, so that `autopeft search` alone answers within minutes.
-# Written to the run's settings and protocol like flags.
-FIRST_RUN: dict[str, Any] = {
-    "space": "quick",
-    "trials": 8,
-    "epochs": 3,
-    "views": 2,
-    "confirm": 2,
-    "seeds": 2,
-    "inner": "holdout",
-    "min_group": 10,
-    "baselines": ("linear_probe", "lora_r8", "full"),
-}
 STATE_LIMIT = 64 * 2**20  # bytes; a trial whose state is larger is never paused
 
 
@@ -79,15 +66,8 @@ def search(dataset: str = "phantom", **options: Any) -> Result:
     Raises:
         UserError: bad input; nothing has been written then.
     """
-    values = complete({"dataset": dataset, **options})
+    values = settings_file.complete({"dataset": dataset, **options})
     return run(settings_file.from_mapping(values, "autopeft.search"))
-
-
-def complete(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the small settings of the first run where the synthetic task is asked for."""
-    plain = {str(k).replace("-", "_"): v for k, v in values.items()}
-    first = plain.get("dataset", "phantom") == "phantom"
-    return {**(FIRST_RUN if first else {}), **plain}
 
 
 def run(settings: Settings) -> Result:

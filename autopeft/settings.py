@@ -44,6 +44,21 @@ _AT_LEAST = {
 }
 
 
+# The smallest run that shows everything, so that `autopeft search` alone answers within minutes.
+# Written to the run's settings and protocol like flags.
+FIRST_RUN: dict[str, Any] = {
+    "space": "quick",
+    "trials": 8,
+    "epochs": 3,
+    "views": 2,
+    "confirm": 2,
+    "seeds": 2,
+    "inner": "holdout",
+    "min_group": 10,
+    "baselines": ("linear_probe", "lora_r8", "full"),
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """One field for each flag of ``autopeft search``, with the flag's default.
@@ -195,6 +210,13 @@ def from_mapping(values: Mapping[str, Any], where: str) -> Settings:
             raise UserError(f"unknown setting {raw_key!r}", where, nearest(key, known))
         clean[key] = _typed(key, str(known[key].type), value, where)
     return Settings(**clean)
+
+
+def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the small settings of the first run where the synthetic task is asked for."""
+    plain = {str(k).replace("-", "_"): v for k, v in values.items()}
+    first = plain.get("dataset", "phantom") == "phantom"
+    return {**(FIRST_RUN if first else {}), **plain}
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from autopeft.adapter import save as save_adapter
 from autopeft.backbones.network import Network
 from autopeft.backbones.weights import load_backbone
 from autopeft.candidate import Candidate, Pool
+from autopeft.errors import RunError, UserError
 from autopeft.evaluation import Cost
 from autopeft.files import new_folder, write_bytes
 from autopeft.job import Job, Outcome, Rows, Setup
@@ -76,6 +77,8 @@ def run(setup: Setup, job: Job) -> Outcome:
         if job.kind == "rung":
             return run_rung(resident, job)
         return _readouts(resident, job) if job.kind == "readouts" else _predict(resident, job)
+    except (UserError, RunError):
+        raise  # not the candidate's fault: it stops the run, in one line
     except NotFiniteError as error:
         return Outcome("nan", str(error), epoch=job.start)
     except (MemoryError, torch.OutOfMemoryError) as error:

@@ -86,7 +86,7 @@ def _save_adapters(answer: Answer) -> None:
         thresholds = fit_threshold(answer.scored[(model.name, 0, "search")])
         meta = {
             key: loaded.info[key]
-            for key in ("classes", "kind", "fit", "weights")
+            for key in ("classes", "kind", "fit", "weights", "pixels")
             if key in loaded.info
         }
         meta |= {

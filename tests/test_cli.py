@@ -154,7 +154,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(call, asked, tmp
 
 
 def test_no_arguments_are_the_small_first_run(call, asked):
-    from autopeft.driver import FIRST_RUN
+    from autopeft.settings import FIRST_RUN
 
     assert call("search")[0] == 0
     assert call("search", "--trials", "3")[0] == 0

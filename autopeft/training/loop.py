@@ -112,6 +112,8 @@ def train_epochs(
             )
             if not math.isfinite(loss):
                 raise NotFiniteError(f"loss is {loss} at epoch {epoch}, step {step}")
+            if adapted.after_step is not None:
+                adapted.after_step(epoch * steps + step)
             total += loss
             progress((epoch - start) * steps + step + 1, (stop - start) * steps)
         mean_loss = total / steps
@@ -149,6 +151,8 @@ def _step(
             positive_weight,
         )
         loss = loss / count
+        if begin == 0 and adapted.extra_loss is not None:
+            loss = loss + adapted.extra_loss()
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
