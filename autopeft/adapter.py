@@ -154,7 +154,7 @@ class Model:
         self.candidate: Candidate = adapted.candidate
         self.classes: tuple[str, ...] = tuple(info["classes"])
         self.kind: str = info["kind"]
-        self.thresholds: tuple[float, ...] = tuple(info["thresholds"])
+        self.thresholds: tuple[float | None, ...] = tuple(info["thresholds"])
 
     @property
     def model(self) -> nn.Module:
@@ -179,6 +179,9 @@ class Model:
         """
         from autopeft.training.images import normalize
 
+        if batch_size < 1:
+            raise UserError(f"{batch_size} is too small", "batch_size", "It must be at least 1.")
+        images = [images] if isinstance(images, (str, Path)) else images
         backbone = self.info["backbone"]
         parts = [np.zeros((0, len(self.classes)), np.float32)]
         for start in range(0, len(images), batch_size):
@@ -200,7 +203,8 @@ class Model:
         """A batch of squares of the backbone's size: uint8 [B, S, S, 1 or 3]."""
         size = self.info["backbone"]["image_size"]
         if isinstance(images, np.ndarray):
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:3] != (size, size):
+            square = images.ndim == 4 and images.shape[1:3] == (size, size)
+            if images.dtype != np.uint8 or not square or images.shape[3] not in (1, 3):
                 what = f"images have shape {images.shape} and type {images.dtype}"
                 fix = f"Give paths, or a uint8 array [N, {size}, {size}, 1 or 3]."
                 raise UserError(what, "predict", fix)
@@ -277,7 +281,7 @@ def _card(adapted: Adapted, ours: Mapping[str, Any]) -> str:
     """The model card."""
     candidate, name = adapted.candidate, adapted.network.facts.name
     lines = "".join(f"- {line}\n" for line in ours.get("license", ()))
-    thresholds = ", ".join(f"{t:.4g}" for t in ours["thresholds"]) or "none fitted"
+    thresholds = ", ".join("none" if t is None else f"{t:.4g}" for t in ours["thresholds"])
     given = f', weights="{ours["weights"]}"' if ours["weights"] else ""
     library = "peft" if _is_peft(adapted) else "autopeft"
     return f"""---
@@ -293,7 +297,7 @@ tags: [autopeft, {candidate.method}]
 - Backbone: {name}, {ours["backbone"]["image_size"]} px, sha256 of the frozen weights
   `{ours["backbone"]["sha256"]}`
 - Classes ({ours["kind"]}): {", ".join(ours["classes"])}
-- Thresholds: {thresholds}
+- Thresholds: {thresholds or "none fitted"}
 - Images are made square by `{ours["fit"]}`
 - Trained parameters: {adapted.trainable_params:,} ({adapted.adapter_bytes:,} bytes)
 - Fingerprint: `{candidate.fingerprint}`

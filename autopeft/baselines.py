@@ -45,9 +45,9 @@ def names(asked: Sequence[str], needs_groups: bool) -> tuple[str, ...]:
             raise UserError(f"unknown baseline {name!r}", "--baseline", nearest(name, _RAW))
     if asked and not {"linear_probe", "lora_r8"} <= set(asked):
         raise UserError(
-            f"{', '.join(asked)} lacks linear_probe or lora_r8",
+            f"{' and '.join(sorted({'linear_probe', 'lora_r8'} - set(asked)))} is missing",
             "--baseline",
-            "Both are always needed: they set the accuracy floor.",
+            "linear_probe and lora_r8 are always needed: they set the accuracy floor.",
         )
     chosen = asked or tuple(n for n in _RAW if needs_groups or n != "lora_r8_group")
     return tuple(n for n in _RAW if n in chosen)

@@ -174,11 +174,20 @@ class Bench:
         """Runs one job, or gives its recorded outcome."""
         return self._run([job], bar, lambda _: job.kind)[job.name]
 
+    def is_there(self, outcome: Outcome) -> bool:
+        """Whether the files of a recorded outcome still exist; what was deleted is done again."""
+        folder = self.audience.run_dir
+        scores, state = outcome.predictions, outcome.state
+        return (scores is None or (folder / "predictions" / scores).exists()) and (
+            state is None or (folder / "states" / state).exists()
+        )
+
     def _run(
         self, jobs: Sequence[Job], bar: Bar, role: Callable[[Job], str]
     ) -> dict[str, Outcome]:
         unique = {job.name: job for job in jobs}
-        done = {name: o for name, job in unique.items() if (o := self.study.done(job))}
+        known = {name: o for name, job in unique.items() if (o := self.study.done(job))}
+        done = {name: o for name, o in known.items() if self.is_there(o)}
         due = [job for name, job in unique.items() if name not in done]
         tries: dict[str, int] = {}
         bar(len(done), len(unique))

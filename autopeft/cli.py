@@ -168,8 +168,6 @@ def _given(context: typer.Context) -> dict[str, Any]:
         values[_FIELD.get(key, key)] = value
     if "workers" in values:
         values["workers"] = _workers(values["workers"])
-    if "budget" in values:
-        values["budget"] = _seconds(values["budget"])
     if "data_option" in values:
         values["data_option"] = dict(_pair(text) for text in values["data_option"])
     return values
@@ -181,15 +179,6 @@ def _workers(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise UserError(f"{text!r} is no number of workers", "--workers", "Write 2, or auto.")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    unit = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    number, scale = (text[:-1], unit[text[-1]]) if text and text[-1] in unit else (text, 1.0)
-    try:
-        return float(number) * scale
-    except ValueError:
-        raise UserError(f"{text!r} is no time", "--budget", "Write 45m, 8h or 600s.") from None
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from autopeft.bench import Audience, Bench, Model
 from autopeft.candidate import Candidate
 from autopeft.clock import Clock
 from autopeft.engine import Engine
-from autopeft.errors import RunError
+from autopeft.errors import RunError, UserError
 from autopeft.evaluation import Evaluation, Predictions
 from autopeft.files import lock
 from autopeft.job import Outcome
@@ -76,6 +77,7 @@ def run(settings: Settings) -> Result:
     done = finished(settings)
     if done is not None:
         return done
+    _refuse_foreign(settings)
     ready = prepare(settings, screen)
     with lock(settings.run_dir / ".lock"):
         return _drive(settings, ready, screen)
@@ -89,6 +91,8 @@ def _drive(settings: Settings, ready: Ready, screen: Screen) -> Result:
     folder, clock = settings.run_dir, Clock(settings.run_dir)
     settings.save(folder / "settings.yaml")
     study = Study(folder, ready.objective.directions, [t.name for t in ready.objective.terms])
+    if study.fact("identity") is None:
+        study.fix("identity", uuid.uuid4().hex)
     plain = make_setup(settings, ready, study)
     declared = protocol.write_protocol(folder, declare(settings, ready, plain))
     protocol.log(folder, "started", protocol=declared, pid=os.getpid(), trials=settings.trials)
@@ -193,7 +197,7 @@ def _search(
             bar(_rungs_done(bench.study), max(settings.trials, _rungs_done(bench.study)))
         engine.finish()
     for entry in bench.study.entries:
-        if entry.state == "complete" and entry.last is not None:
+        if entry.state == "complete" and entry.last and bench.is_there(entry.last.outcome):
             bench.trained[(entry.candidate.fingerprint, 0)] = entry.last.outcome
 
 
@@ -247,6 +251,14 @@ def _stop_when_spent(settings: Settings, bench: Bench, engine: Engine, clock: Cl
 
 def _rungs_done(study: Study) -> int:
     return sum(len(e.rungs) or bool(e.reason) for e in study.entries)
+
+
+def _refuse_foreign(settings: Settings) -> None:
+    """A folder that holds something else is not written into."""
+    folder = settings.run_dir
+    started = (folder / ".lock").exists() or (folder / "settings.yaml").exists()
+    if folder.exists() and not started and any(folder.iterdir()):
+        raise UserError("holds files of something else", str(folder), "Take another --name.")
 
 
 def _entrants(chosen: Sequence[Candidate], models: Sequence[Model]) -> list[Model]:

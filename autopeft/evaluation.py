@@ -56,6 +56,19 @@ class Predictions:
             return e / e.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
         return 1 / (1 + np.exp(-z))
 
+    @property
+    def rank_score(self) -> Floats:
+        """What a class's rows are ranked by, [N, C] in float64: log-softmax, or the logits.
+
+        Softmax logits hold an arbitrary constant for each image: one column of them orders
+        nothing until the constant is gone. Binary and multilabel logits hold none.
+        """
+        z = self.score.astype(np.float64)
+        if self.kind != "multiclass":
+            return z
+        z = z - z.max(axis=1, keepdims=True)
+        return z - np.log(np.exp(z).sum(axis=1, keepdims=True))  # type: ignore[no-any-return]
+
     def take(self, rows: npt.NDArray[Any]) -> Predictions:
         """The same predictions for some rows (index or boolean mask [N])."""
         return replace(

@@ -12,7 +12,7 @@ from autopeft.bench import Model
 from autopeft.evaluation import Cost, Predictions
 from autopeft.metrics import METRICS
 from autopeft.metrics.classification import fit_threshold
-from autopeft.metrics.groups import group_table
+from autopeft.metrics.groups import group_table, unscored_groups
 from autopeft.metrics.intervals import (
     Interval,
     bootstrap,
@@ -229,6 +229,16 @@ def _groups(answer: Answer) -> list[dict[str, Any]]:
     return rows
 
 
+def _needs_groups(contrast: Mapping[str, Any]) -> bool:
+    return "groups" in METRICS[contrast["metric"]].needs
+
+
+def _unscored(answer: Answer) -> tuple[str, ...]:
+    """Counted groups with too few test patients to be scored: the worst group leaves them out."""
+    winner = answer.scored[("winner", 0, "test")]
+    return unscored_groups(winner, answer.audience.counted, answer.audience.labels)
+
+
 def _front(answer: Answer) -> list[dict[str, Any]]:
     return [
         {
@@ -292,6 +302,9 @@ def _sentence(
         parts.append(f"{said} (margin {answer.settings.margin:g})")
     if not answer.feasible:
         parts.append("no trial met the constraints on search")
+    silent = _unscored(answer)
+    if silent and _needs_groups(contrast):
+        parts.append(f"not in the worst group, too few test patients: {', '.join(silent)}")
     if lost:
         parts.append(f"levelled down: {', '.join(lost)} lost more than the margin")
     return "; ".join(parts) + "."

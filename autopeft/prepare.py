@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from autopeft import baselines, plugins
 from autopeft import settings as settings_file
 from autopeft.bench import Audience
@@ -56,7 +58,33 @@ def finished(settings: Settings) -> Result | None:
             str(folder),
             "More trials would be chosen knowing the test; take a new --name.",
         )
-    return load_result(folder)
+    result = load_result(folder)
+    _check_unchanged(settings, folder)
+    return result
+
+
+def _check_unchanged(settings: Settings, folder: Path) -> None:
+    """Refuses an old answer to a new question: other data, objective or space under one name."""
+    declared = yaml.safe_load((folder / "protocol.yaml").read_text())
+    task = load_task(settings, Path(settings.runs_dir) / ".cache")
+    now = {
+        "data": (declared["task"]["digest"], task.digest),
+        "objective": (
+            declared["objective_sha256"],
+            plugins.find("objectives", settings.objective).sha256,
+        ),
+        "space": (
+            declared["space_sha256"],
+            plugins.find("search_spaces", settings.space).sha256,
+        ),
+    }
+    changed = [name for name, (then, found) in now.items() if then != found]
+    if changed:
+        raise UserError(
+            f"{' and '.join(changed)} changed since this run was finished",
+            str(folder),
+            "Take a new --name for the new question.",
+        )
 
 
 def prepare(settings: Settings, screen: Screen) -> Ready:

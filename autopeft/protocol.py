@@ -62,13 +62,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def look(runs_dir: Path, patients: Sequence[str], run: str) -> int:
+def look(runs_dir: Path, patients: Sequence[str], run: str, identity: str) -> int:
     """Enters a look at test patients in the ledger of all runs.
 
     Args:
         runs_dir: folder of all runs; the ledger is ``test_ledger.jsonl`` in it.
         patients: the test patients; only their hash is written.
-        run: the run's name; the same run looks once, however often it is resumed.
+        run: the run's name, to be read by people.
+        identity: made once for each journal: the same run looks once, however often it is
+            resumed, and a deleted run that is started again looks again.
 
     Returns:
         Which look at these patients this is: 1 for the first run.
@@ -76,9 +78,10 @@ def look(runs_dir: Path, patients: Sequence[str], run: str) -> int:
     key = hashlib.sha256("\0".join(sorted(set(map(str, patients)))).encode()).hexdigest()[:32]
     ledger = runs_dir / "test_ledger.jsonl"
     with lock(runs_dir / ".test_ledger.lock", wait=True):
-        runs = [e["run"] for e in read_lines(ledger) if e.get("patients") == key]
-        if run not in runs:
+        seen = [e["identity"] for e in read_lines(ledger) if e.get("patients") == key]
+        if identity not in seen:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            append_line(ledger, {"time": now, "patients": key, "run": run})
-            runs.append(run)
-    return runs.index(run) + 1
+            line = {"time": now, "patients": key, "run": run, "identity": identity}
+            append_line(ledger, line)
+            seen.append(identity)
+    return seen.index(identity) + 1

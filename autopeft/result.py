@@ -139,4 +139,11 @@ def load_result(folder: str | Path) -> Result:
             str(folder),
             "Give the same search command again to go on." if unfinished else "",
         )
-    return Result(folder, json.loads(file.read_text()))
+    try:
+        numbers = json.loads(file.read_text())
+        numbers["verdict"], numbers["best"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            "is damaged", str(file), "Remove it; the search command then writes it again."
+        ) from None
+    return Result(folder, numbers)

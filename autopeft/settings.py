@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ MAY_CHANGE = frozenset(
     | {"debug", "runs_dir", "data_root", "name"}
 )
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _CHOICES = {
     "fit": ("pad", "crop", "squash"),
     "sampler": ("tpe", "random", "nsga2", "gp"),
@@ -148,6 +150,17 @@ class Settings:
             value = getattr(self, key)
             if value not in choices:
                 raise UserError(f"{value!r} is not possible", _flag(key), nearest(value, choices))
+        if self.name and not _NAME.fullmatch(self.name):
+            raise UserError(
+                f"{self.name[:60]!r} is no name for a run",
+                "--name",
+                "Up to 100 letters, digits, dots, dashes; it starts with a letter or digit.",
+            )
+        for key in ("seed", "split_seed"):
+            if not 0 <= getattr(self, key) < 2**32:
+                raise UserError(
+                    f"{getattr(self, key)} is out of range", _flag(key), "It is 0 to 4294967295."
+                )
         for key, low in _AT_LEAST.items():
             value = getattr(self, key)
             if value is not None and not value >= low:  # NaN is not, either
@@ -242,23 +255,52 @@ def _flag(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
+_WORDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "tuple": "a word or a list of words",
+    "Mapping": "a list of key: value",
+    "str": "a word",
+}
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: str) -> float:
+    """``45m``, ``8h`` or ``600`` in seconds."""
+    number, scale = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
+    try:
+        return float(number) * scale
+    except ValueError:
+        raise UserError(f"{text!r} is no time", "--budget", "Write 45m, 8h or 600s.") from None
+
+
 def _typed(key: str, kind: str, value: Any, where: str) -> Any:
     """One value of a settings file in the field's own type."""
     if value is None and "None" in kind:
         return None
-    if "tuple" in kind:
-        return tuple(map(str, value if isinstance(value, (list, tuple)) else [value]))
-    if "Mapping" in kind and isinstance(value, Mapping):
-        return {str(k): str(v) for k, v in value.items()}
+    if key == "budget" and isinstance(value, str):
+        return seconds(value)
+    plain = (str, int, float, Path)
     try:
-        if "bool" in kind and isinstance(value, bool):
-            return value
-        if "int" in kind and not isinstance(value, bool) and int(value) == float(value):
-            return int(value)
-        if "float" in kind and not isinstance(value, bool):
+        if "tuple" in kind:
+            every = value if isinstance(value, (list, tuple)) else [value]
+            if all(isinstance(v, plain) for v in every):
+                return tuple(map(str, every))
+        elif "Mapping" in kind:
+            if isinstance(value, Mapping):
+                return {str(k): str(v) for k, v in value.items()}
+        elif isinstance(value, bool):
+            if "bool" in kind:
+                return value
+        elif "int" in kind:
+            if isinstance(value, int) or int(value) == float(value):
+                return int(value)
+        elif "float" in kind:
             return float(value)
-        if kind.startswith("str") and isinstance(value, (str, int, float, Path)):
+        elif kind.startswith("str") and isinstance(value, plain):
             return str(value)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise UserError(f"{value!r} is not a {kind}", f"{where} ({_flag(key)})")
+    expected = next(words for name, words in _WORDS.items() if name in kind)
+    raise UserError(f"{value!r} is not {expected}", f"{where} ({_flag(key)})")

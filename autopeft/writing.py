@@ -58,7 +58,10 @@ def _score(answer: Answer, screen: Screen) -> None:
     protocol.log(settings.run_dir, "test_opened")
     rows["test"] = task.open_test()
     answer.look = protocol.look(
-        Path(settings.runs_dir), rows["test"].patient.tolist(), settings.run_name
+        Path(settings.runs_dir),
+        rows["test"].patient.tolist(),
+        settings.run_name,
+        bench.study.fact("identity"),
     )
     with screen.bar("scoring test patients") as bar:
         _keep(answer, bench.predict(answer.models, [0, *answer.repeats], "test", bar))

@@ -51,11 +51,11 @@ def test_lines_are_appended_never_rewritten(tmp_path):
 
 def test_looks_at_the_same_patients_are_counted_over_runs(tmp_path):
     patients = ["p1", "p2", "p2"]
-    assert look(tmp_path, patients, "a") == 1
-    assert look(tmp_path, patients, "a") == 1  # a resumed run looks no second time
-    assert look(tmp_path, ["p2", "p1"], "b") == 2  # order and repetition do not matter
-    assert look(tmp_path, ["p1"], "c") == 1  # other patients
-    assert look(tmp_path, patients, "c") == 3
+    assert look(tmp_path, patients, "a", "id-a") == 1
+    assert look(tmp_path, patients, "a", "id-a") == 1  # a resumed run looks no second time
+    assert look(tmp_path, ["p2", "p1"], "b", "id-b") == 2  # order and repetition do not matter
+    assert look(tmp_path, ["p1"], "c", "id-c") == 1  # other patients
+    assert look(tmp_path, patients, "c", "id-c") == 3
     text = (tmp_path / "test_ledger.jsonl").read_text()
     assert len(text.splitlines()) == 4
     assert "p1" not in text
@@ -65,7 +65,7 @@ def test_looks_at_the_same_patients_are_counted_over_runs(tmp_path):
 def test_two_runs_that_end_together_both_get_in(tmp_path):
     code = (
         "import sys; from pathlib import Path; from autopeft.protocol import look;"
-        f"print(look(Path({str(tmp_path)!r}), ['p'], 'other'))"
+        f"print(look(Path({str(tmp_path)!r}), ['p'], 'other', 'id'))"
     )
     with lock(tmp_path / ".test_ledger.lock"):
         process = subprocess.Popen(

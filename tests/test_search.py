@@ -23,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from tiny_run import flags, tiny
 
 import autopeft
+import autopeft.prepare
 from autopeft.errors import UserError
 from autopeft.result import load_result
 
@@ -159,11 +160,45 @@ def test_report_and_log_name_no_patient_and_no_path(finished):
 
 
 def test_finished_run_answers_at_once(finished, monkeypatch):
-    import autopeft.prepare as room
+    import autopeft.driver as room
 
-    monkeypatch.setattr(room, "load_task", lambda *_: pytest.fail("loaded the task again"))
+    monkeypatch.setattr(room, "prepare", lambda *_: pytest.fail("prepared again"))
     again = autopeft.search(**tiny(finished.folder.parent, name="first"))
     assert again.numbers == finished.numbers
+
+
+def test_a_finished_run_does_not_answer_for_other_data(finished, monkeypatch):
+    options = tiny(finished.folder.parent, name="first")
+    other = autopeft.prepare.load_task(
+        autopeft.Settings(split_seed=1, data_option=options["data_option"]),
+        finished.folder.parent / ".cache",
+    )
+    monkeypatch.setattr(autopeft.prepare, "load_task", lambda *_: other)
+    with pytest.raises(UserError, match="data changed since this run was finished"):
+        autopeft.search(**options)
+
+
+def test_a_lost_state_and_result_are_made_again(finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished.folder, tmp_path / "first")
+    (tmp_path / "first" / "result.json").unlink()
+    again = autopeft.search(**tiny(tmp_path, name="first"))
+    assert again.numbers["best"]["test"] == finished.numbers["best"]["test"]
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/b", ".hidden", "x" * 300])
+def test_a_name_stays_below_the_runs_folder(tmp_path, name):
+    with pytest.raises(UserError, match="is no name for a run"):
+        autopeft.search(**tiny(tmp_path, name=name))
+
+
+def test_a_folder_with_other_files_is_not_written_into(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="something else"):
+        autopeft.search(**tiny(tmp_path, name="mine"))
+    assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
 def test_more_trials_on_a_finished_run_are_refused(finished):

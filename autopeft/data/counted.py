@@ -11,6 +11,10 @@ from autopeft.data.task import Task
 from autopeft.errors import UserError
 from autopeft.settings import Settings
 
+# Objectives on groups score none with fewer patients (LEAST in metrics/groups.py, which this
+# package may not import), so no hint names a smaller --min-group.
+_LEAST = 10
+
 
 @dataclass(frozen=True)
 class CountedGroups:
@@ -91,12 +95,16 @@ def check_groups(task: Task, settings: Settings, needed: bool = True) -> Counted
     short = {g: n for out in counted.left_out.values() for g, n in out.items()}
     if short and settings.inner == "auto":
         lowest = min(min(n) for n in short.values())
-        lower = f"or --min-group {lowest}, " if lowest else ""
+        fixes = ["drop the --group"]
+        if lowest >= _LEAST:
+            fixes.insert(0, f"lower --min-group to {lowest}")
+        if all(len(counted.groups[a]) >= 2 for a in task.attributes):
+            fixes.insert(0, "take --inner holdout (such groups are then shown but do not count)")
+        fix = ", or ".join(fixes)
         raise UserError(
             f"too few patients in search for --min-group {settings.min_group}: {_listed(short)}",
             "--inner auto would take cv5, which is not in this version",
-            f"Take --inner holdout (such groups are then shown but do not count), {lower}or drop "
-            "a --group.",
+            f"{fix[0].upper()}{fix[1:]}.",
         )
     for attribute in task.attributes:
         if len(counted.groups[attribute]) < 2:
@@ -104,12 +112,12 @@ def check_groups(task: Task, settings: Settings, needed: bool = True) -> Counted
             best = sorted((min(n) for n in out.values()), reverse=True)
             absent = 2 - len(counted.groups[attribute])
             need = best[absent - 1] if len(best) >= absent else 0
-            fix = f", or lower --min-group to {need}" if need else ""
+            lower = f", or lower --min-group to {need}" if need >= _LEAST else ""
             raise UserError(
                 f"fewer than two groups of {attribute!r} have {settings.min_group} positive and "
                 f"{settings.min_group} negative patients in search: {_listed(out)}",
                 f"--group {attribute}",
-                f"Drop this --group{fix}.",
+                f"Drop this --group{lower}.",
             )
     return counted
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from autopeft.data.disk import check_exist, relative_to
-from autopeft.data.groups import group_names, parse
+from autopeft.data.groups import Attribute, find_column, group_names, parse
 from autopeft.data.splits import SPLITS, cells, make_splits, shared_patients, shares
 from autopeft.data.task import Task, Unit
 from autopeft.errors import UserError
@@ -87,6 +87,7 @@ def build_task(source: Source, groups: Sequence[str], split_seed: int) -> Task:
     _refuse_one_class(judged, source, where)
 
     attributes = [parse(flag) for flag in groups]
+    _refuse_repeated(attributes, frame, where)
     named = {a.flag: group_names(frame, a, where) for a in attributes}
     patient = frame["patient_id"].to_numpy(dtype=object).astype(np.str_)
     split = _splits(frame, patient, cells(judged, list(named.values())), source, split_seed, notes)
@@ -116,6 +117,18 @@ def _refuse_duplicates(paths: list[str], where: str) -> None:
             where,
             "Keep one row for each image.",
         )
+
+
+def _refuse_repeated(attributes: list[Attribute], frame: pd.DataFrame, where: str) -> None:
+    """One attribute under two spellings would count twice in every objective on groups."""
+    seen: dict[tuple[str, float | None], str] = {}
+    for a in attributes:
+        key = (find_column(a.column, frame.columns, f"--group {a.flag}", where), a.cut)
+        if key in seen:
+            raise UserError(
+                f"the same group as --group {seen[key]}", f"--group {a.flag}", "Name it once."
+            )
+        seen[key] = a.flag
 
 
 def _refuse_one_class(label: Labels, source: Source, where: str) -> None:
@@ -203,18 +216,19 @@ def _check_splits(task: Task, where: str) -> Task:
     """Each split has rows, and at least one class that can be scored."""
     notes = []
     for split in SPLITS:
-        table = task.counts(split).query("attribute == 'all'")
-        lacking = table[(table["positives"] == 0) | (table["negatives"] == 0)]
-        if len(lacking) == len(table):
+        # Images, not patients: a patient with images of every class is one to score, too.
+        images = task.count_images(split)
+        lacking = [name for name, pair in images.items() if not all(pair)]
+        if len(lacking) == len(images):
             counts = "; ".join(
-                f"{r['class']}: {r['positives']} positive and {r['negatives']} negative patients"
-                for _, r in table.head(3).iterrows()
+                f"{name}: {positive} positive and {negative} negative images"
+                for name, (positive, negative) in list(images.items())[:3]
             )
             raise UserError(
                 f"the {split} split cannot be scored ({counts})",
                 where,
-                "More patients of both classes are needed, or another --split-seed.",
+                "More patients with images of both classes are needed, or another --split-seed.",
             )
-        if len(lacking):
-            notes.append(f"not scored in {split} (one class only): {', '.join(lacking['class'])}")
+        if lacking:
+            notes.append(f"not scored in {split} (one class only): {', '.join(lacking)}")
     return replace(task, notes=(*task.notes, *notes))

@@ -15,8 +15,8 @@ from autopeft.errors import UserError, nearest
 UNKNOWN = "unknown"
 Names = npt.NDArray[np.str_]
 
-_MISSING = frozenset(
-    {"", "nan", "none", "na", "n/a", "<na>", "null", "unknown", "unk", "missing"}
+MISSING = frozenset(
+    {"", "nan", "none", "na", "n/a", "#n/a", "<na>", "null", "unknown", "unk", "missing"}
     | {"not reported", "not available", "refused", "patient refused", "declined"}
     | {"race and ethnicity unknown"}
 )
@@ -126,7 +126,7 @@ def numeric(values: pd.Series[Any], paths: pd.Series[Any], column: str, where: s
     numbers = pd.to_numeric(values, errors="coerce")
     bad = numbers.isna()
     text = values[bad].astype("string").str.strip().str.lower().fillna("")
-    bad = bad & ~text.isin(_MISSING).reindex(values.index, fill_value=True)
+    bad = bad & ~text.isin(MISSING).reindex(values.index, fill_value=True)
     if bad.any():
         shown = "; ".join(
             f"{v!r} at {p}" for v, p in zip(values[bad][:3], paths[bad][:3], strict=True)
@@ -181,7 +181,7 @@ def sex_words(values: pd.Series[Any], where: str) -> pd.Series[Any]:
     """
     text = values.astype("string").str.strip().str.lower().fillna("")
     words = text.map(_SEX)
-    words = words.mask(text.isin(_MISSING), UNKNOWN)
+    words = words.mask(text.isin(MISSING), UNKNOWN)
     if words.isna().any():
         raise UserError(
             f"a column of sex holds {_counted(values[words.isna()])}",
@@ -198,7 +198,7 @@ def race_words(values: pd.Series[Any]) -> pd.Series[Any]:
     words = pd.Series("Other", index=values.index, dtype="string")
     for word in ("White", "Black", "Asian"):
         words = words.mask(text.str.lower().str.startswith(word.lower()), word)
-    return words.mask(text.str.lower().isin(_MISSING), UNKNOWN)
+    return words.mask(text.str.lower().isin(MISSING), UNKNOWN)
 
 
 def _words(values: pd.Series[Any], name: str, column: str, flag: str, where: str) -> Names:
@@ -221,7 +221,7 @@ def _words(values: pd.Series[Any], name: str, column: str, flag: str, where: str
 def _free_words(values: pd.Series[Any]) -> pd.Series[Any]:
     """Words as they stand, ``unknown`` where one of the usual words for missing stands."""
     text = values.astype("string").str.strip().fillna("")
-    return text.mask(text.str.lower().isin(_MISSING), UNKNOWN)
+    return text.mask(text.str.lower().isin(MISSING), UNKNOWN)
 
 
 def _refuse_codes(values: pd.Series[Any], name: str, column: str, flag: str, where: str) -> None:

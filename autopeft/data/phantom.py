@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from autopeft.data.download import refuse_columns
 from autopeft.data.film import Film, draw
 from autopeft.data.frame import build_task
 from autopeft.data.options import read_options
@@ -104,8 +105,13 @@ def load_phantom(settings: Settings, cache: Path) -> Task:
         cache: folder of ``phantom-<digest>/``.
 
     Raises:
-        UserError: an unknown option or value.
+        UserError: an unknown option or value, or a flag for data of the user's own.
     """
+    refuse_columns(settings, "phantom")
+    if settings.data_root:
+        raise UserError(
+            "phantom makes its own images", f"--data-root {settings.data_root}", "Leave it out."
+        )
     defaults = {f.name: f.default for f in fields(Phantom)}
     options = read_options(settings.data_option, defaults, "phantom")
     folder = write_phantom(Phantom(**options), cache)

@@ -12,7 +12,8 @@ import pandas as pd
 from autopeft.data.frame import Labels, Source, build_task
 from autopeft.data.groups import find_column, parse
 from autopeft.data.options import read_options
-from autopeft.data.task import Task
+from autopeft.data.patients import patient_ids
+from autopeft.data.task import Task, count_patients
 from autopeft.errors import UserError, nearest
 from autopeft.evaluation import Kind
 from autopeft.settings import Settings
@@ -28,6 +29,8 @@ _PATIENT = (
     "person_id",
 )
 _MOST_CLASSES = 50
+_FEWEST = 10  # patients of a class, and rows of a value that is not taken for a typing error
+_RAREST = 0.01  # share of rows below which a value beside 0 and 1 is taken for one
 _WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 
 
@@ -71,13 +74,15 @@ def table_source(
     path = _column(frame, path_column, _PATH, "--data-option path=", "image paths", where)
     kind, classes, label, notes = read_labels(frame, settings.label, where)
     patient, unit, patient_note = _patients(frame, settings.patient_column, path, where)
+    if kind == "multiclass":
+        _refuse_typing_error(classes, label, frame[path], where)
+        _refuse_rare(classes, label, patient, where)
     out = frame.drop(columns=[c for c in ("split", "patient_id", "path") if c in frame])
     out = out.assign(path=frame[path].astype("string").fillna(""), patient_id=patient)
     if settings.split_column:
         column = find_column(settings.split_column, frame.columns, "--split-column", where)
         out = out.assign(split=frame[column])
-    for flag in settings.group:
-        find_column(parse(flag).column, frame.columns, f"--group {flag}", where)
+    _refuse_label_groups(frame, settings, where)
     name = Path(where).stem
     if name in ("labels", "train", "data", "table"):
         name = Path(where).resolve().parent.name
@@ -103,6 +108,9 @@ def read_csv(path: Path, **kwargs: Any) -> pd.DataFrame:
     try:
         # Ids such as 00000013 stay text, and the word "None" is not a blank.
         separator = "\t" if path.suffix == ".tsv" else ","
+        header = pd.read_csv(path, sep=separator, nrows=0).columns
+        if len(header) == 1 and ";" in str(header[0]):
+            raise UserError("is separated by semicolons", str(path), "Save it with commas.")
         frame: pd.DataFrame = pd.read_csv(
             path, sep=separator, dtype="string", keep_default_na=False, na_values=[""], **kwargs
         )
@@ -194,6 +202,54 @@ def _multiclass(
     return "multiclass", tuple(classes), label, [note]
 
 
+def _refuse_typing_error(
+    classes: tuple[str, ...], label: Labels, paths: pd.Series[Any], where: str
+) -> None:
+    """A few other numbers in a column of 0 and 1 do not make a task of three classes."""
+    if not {"0", "1"} <= set(classes):
+        return
+    other = np.array([name not in ("0", "1") for name in classes])
+    hit = (label[:, other] == 1).any(1)
+    rows, known = int(hit.sum()), int(np.isfinite(label).all(1).sum())
+    if rows < _FEWEST or rows < _RAREST * known:
+        count = (label == 1).sum(0)
+        counts = ", ".join(f"{c!r} x {n}" for c, n in zip(classes, count, strict=True))
+        raise UserError(
+            f"the label column holds 0 and 1, and {rows} other number(s), first at "
+            f"{paths[hit].iloc[0]}: {counts}",
+            where,
+            "Correct these cells, or leave them blank for unknown.",
+        )
+
+
+def _refuse_rare(
+    classes: tuple[str, ...], label: Labels, patient: pd.Series[Any], where: str
+) -> None:
+    """A class of a few patients cannot be learnt and scored in four splits."""
+    _, who = np.unique(patient.to_numpy(dtype=object).astype(np.str_), return_inverse=True)
+    count = {name: count_patients(who, label[:, c])[0] for c, name in enumerate(classes)}
+    rare = [f"{name!r} has {n}" for name, n in count.items() if n < _FEWEST]
+    if rare:
+        raise UserError(
+            f"{len(rare)} of {len(classes)} classes have fewer than {_FEWEST} patients: "
+            f"{', '.join(rare[:5])}",
+            where,
+            "Merge them into other classes, or drop their rows; look for typing errors.",
+        )
+
+
+def _refuse_label_groups(frame: pd.DataFrame, settings: Settings, where: str) -> None:
+    """Groups must exist, and must not be what is to be predicted."""
+    labels = [find_column(n, frame.columns, "--label", where) for n in settings.label or ["label"]]
+    for flag in settings.group:
+        if find_column(parse(flag).column, frame.columns, f"--group {flag}", where) in labels:
+            raise UserError(
+                "the label cannot be a group: each group would hold one class",
+                f"--group {flag}",
+                "Drop this --group.",
+            )
+
+
 def _refuse_label(values: pd.Series[Any], column: str, where: str) -> None:
     counts = ", ".join(f"{v!r} x {n}" for v, n in values.value_counts().head(4).items())
     raise UserError(
@@ -236,11 +292,4 @@ def _patients(
             raise
         fix = f"{error.fix}; or, if each image is another patient, --patient-column none."
         raise UserError(error.what, where, fix) from None
-    ids = frame[column].astype("string").str.strip().fillna("")
-    if (ids == "").any():
-        raise UserError(
-            f"patient column {column!r} is blank in {int((ids == '').sum())} row(s)",
-            where,
-            "Every image needs a patient: splits are made by patient.",
-        )
-    return ids, "patient", ""
+    return patient_ids(frame[column], column, where), "patient", ""

@@ -103,6 +103,13 @@ class Task:
             raise KeyError(f"no split {split!r}: {', '.join((*SPLITS, *self.external))}")
         return self._all.take(np.flatnonzero(self._split == split))
 
+    def count_images(self, split: str) -> dict[str, tuple[int, int]]:
+        """Class -> (positive, negative) images of a split; counts only, like ``counts``."""
+        label = self._take(split).label
+        assert label is not None
+        pairs = zip((label == 1).sum(0).tolist(), (label == 0).sum(0).tolist(), strict=True)
+        return dict(zip(self.classes, pairs, strict=True))
+
     def counts(self, split: str) -> pd.DataFrame:
         """Who is in a split; counts only, so it may be asked of ``test`` at any time.
 

@@ -50,7 +50,8 @@ def auroc_statistic(
         classes: the classes to average; None = all.
     """
     wanted = [c for c, name in enumerate(p.classes) if classes is None or name in classes]
-    found = [pair(p.score[:, c], p.target[:, c], unit, p.part) for c in wanted]
+    score = p.rank_score
+    found = [pair(score[:, c], p.target[:, c], unit, p.part) for c in wanted]
     cells = tuple(cell for cell in found if cell.segments)
     return Statistic(cells, macro, int(unit.max()) + 1 if len(unit) else 0)
 
@@ -62,9 +63,9 @@ def auroc(p: Predictions) -> float | None:
 
 def auroc_by_class(p: Predictions) -> dict[str, float | None]:
     """AUROC of each class, None where a class has only one label."""
+    score = p.rank_score
     return {
-        name: auroc_binary(p.score[:, c], p.target[:, c], p.part)
-        for c, name in enumerate(p.classes)
+        name: auroc_binary(score[:, c], p.target[:, c], p.part) for c, name in enumerate(p.classes)
     }
 
 
@@ -78,10 +79,11 @@ def average_precision_by_class(p: Predictions) -> dict[str, float | None]:
 
     Not interpolated. None where a class has only one label: positives alone would give 1.
     """
+    score = p.rank_score
     found: dict[str, float | None] = {}
     for c, name in enumerate(p.classes):
         parts = [p.part == value for value in np.unique(p.part)]
-        each = [_average_precision(p.score[rows, c], p.target[rows, c]) for rows in parts]
+        each = [_average_precision(score[rows, c], p.target[rows, c]) for rows in parts]
         counts = [int((p.target[rows, c] == 1).sum()) for rows in parts]
         kept = [(v, n) for v, n in zip(each, counts, strict=True) if v is not None]
         total = sum(n for _, n in kept)

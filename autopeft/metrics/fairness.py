@@ -197,12 +197,12 @@ def missed_findings(
 
 def _cells(p: Predictions, scored: Scored, unit: Indices) -> tuple[Pairs, ...]:
     """Pairs of each group and label, group by group."""
-    found = []
+    score, found = p.rank_score, []
     for group in scored.groups:
         rows = np.flatnonzero(p.groups[scored.attribute] == group)
         part = p.part[rows]
         found += [
-            pair(p.score[rows, c], p.target[rows, c], unit[rows], part) for c in scored.columns
+            pair(score[rows, c], p.target[rows, c], unit[rows], part) for c in scored.columns
         ]
     return tuple(found)
 

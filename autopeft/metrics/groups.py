@@ -72,23 +72,29 @@ def patient_index(p: Predictions) -> tuple[Indices, int]:
     return index, len(ids)
 
 
+def class_counts(p: Predictions) -> tuple[Indices, Indices]:
+    """Positive and negative patients of each class, each [C].
+
+    A patient is positive when any of their rows is, negative when they have known rows and none
+    is positive.
+    """
+    unit, count = patient_index(p)
+    positive, negative = (np.zeros(len(p.classes), dtype=np.intp) for _ in "+-")
+    for c in range(len(p.classes)):
+        y = p.target[:, c]
+        has = np.bincount(unit[y == 1], minlength=count) > 0
+        known = np.bincount(unit[~np.isnan(y)], minlength=count) > 0
+        positive[c], negative[c] = has.sum(), (known & ~has).sum()
+    return positive, negative
+
+
 def patient_counts(
     p: Predictions, attribute: str, groups: Sequence[str]
 ) -> tuple[Indices, Indices]:
-    """Positive and negative patients, each [groups, C].
-
-    A patient is positive when any of their rows in the group is, negative when they have known
-    rows and none is positive.
-    """
-    unit, count = patient_index(p)
+    """Positive and negative patients, each [groups, C]: `class_counts` of each group's rows."""
     positive, negative = (np.zeros((len(groups), len(p.classes)), dtype=np.intp) for _ in "+-")
     for g, group in enumerate(groups):
-        rows = p.groups[attribute] == group
-        for c in range(len(p.classes)):
-            y = p.target[rows, c]
-            has = np.bincount(unit[rows][y == 1], minlength=count) > 0
-            known = np.bincount(unit[rows][~np.isnan(y)], minlength=count) > 0
-            positive[g, c], negative[g, c] = has.sum(), (known & ~has).sum()
+        positive[g], negative[g] = class_counts(p.take(p.groups[attribute] == group))
     return positive, negative
 
 
@@ -144,6 +150,33 @@ def scored_groups(
     return tuple(found)
 
 
+def unscored_groups(
+    p: Predictions,
+    counted: Mapping[str, Sequence[str]],
+    labels: Mapping[str, Sequence[str]] | None = None,
+    least: int = LEAST,
+) -> tuple[str, ...]:
+    """Counted groups that `scored_groups` leaves out on these patients: to be named, not lost.
+
+    The worst group is the worst of those that can be scored, so a group that falls below
+    ``least`` + ``least`` patients on a split can no longer fail there (PROTOCOL 3). All groups
+    of an attribute without a summary are named; ``unknown`` never is.
+
+    Args:
+        p: predictions (only targets, patients and groups are read).
+        counted: as in `scored_groups`, and so are the other arguments.
+        labels: as in `scored_groups`.
+        least: as in `scored_groups`.
+    """
+    kept = {(s.attribute, g) for s in scored_groups(p, counted, labels, least) for g in s.groups}
+    return tuple(
+        group
+        for attribute, groups in counted.items()
+        for group in groups
+        if group != UNKNOWN and (attribute, group) not in kept
+    )
+
+
 def group_table(
     p: Predictions,
     attributes: Sequence[str] | None = None,
@@ -159,7 +192,7 @@ def group_table(
         least: patients on either side from which a group is scored.
     """
     made = None if thresholds is None else decisions(p, thresholds)
-    rows = []
+    score, rows = p.rank_score, []
     for attribute in p.groups if attributes is None else attributes:
         names = sorted(set(p.groups[attribute].tolist()), key=lambda g: (g == UNKNOWN, g))
         positive, negative = patient_counts(p, attribute, names)
@@ -168,7 +201,7 @@ def group_table(
             for c, label in enumerate(p.classes):
                 y = p.target[member, c]
                 enough = min(positive[g, c], negative[g, c]) >= least and group != UNKNOWN
-                value = auroc_binary(p.score[member, c], y, p.part[member]) if enough else None
+                value = auroc_binary(score[member, c], y, p.part[member]) if enough else None
                 missed = None
                 if made is not None and enough and not np.isnan(made[member, c][y == 1]).any():
                     missed = float((made[member, c][y == 1] == 0).mean())

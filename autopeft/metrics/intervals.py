@@ -13,14 +13,19 @@ from typing import Literal, Protocol
 import numpy as np
 
 from autopeft.evaluation import Floats, Predictions
-from autopeft.metrics.classification import accuracy, auroc_statistic, average_precision
+from autopeft.metrics.classification import (
+    accuracy,
+    auroc_by_class,
+    auroc_statistic,
+    average_precision,
+)
 from autopeft.metrics.fairness import (
     Counted,
     gap_statistic,
     group_statistic,
     worst_group_statistic,
 )
-from autopeft.metrics.groups import patient_index
+from autopeft.metrics.groups import LEAST, class_counts, patient_index
 from autopeft.metrics.pairs import Indices, defined
 
 MetricName = str | Callable[[Predictions], float | None]
@@ -45,6 +50,9 @@ class Interval:
         se: standard error.
         patients: how many patients carry it.
         dropped: resamples left out because a class or group was missing in them.
+        enough: whether every class that the metric averages has 10 positive and 10 negative
+            patients. A percentile interval of fewer is too narrow (of 3 positives that rank
+            first it is a point), so that without it no verdict is given.
     """
 
     value: float
@@ -54,10 +62,17 @@ class Interval:
     se: float
     patients: int
     dropped: int = 0
+    enough: bool = True
 
     def to_dict(self) -> dict[str, float]:
-        """``value``, ``low`` and ``high``, as ``result.json`` holds them."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+        """What ``result.json`` holds: the value, its bounds, and how far to trust them."""
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "dropped": self.dropped,
+            "enough": self.enough,
+        }
 
 
 class _Weighted(Protocol):
@@ -187,6 +202,7 @@ def recipe_interval(
         se,
         patient.patients,
         patient.dropped,
+        patient.enough,
     )
 
 
@@ -195,13 +211,14 @@ def verdict(interval: Interval | None, margin: float) -> Verdict:
 
     In this order: ``better`` when low > 0; ``not worse`` when low > -margin (also when the whole
     interval lies between -margin and 0: worse, but by less than the margin that was declared to
-    matter); ``worse`` when high < 0; else ``cannot tell``. No interval: ``cannot tell``.
+    matter); ``worse`` when high < 0; else ``cannot tell``. No interval, or one from too few
+    patients (`Interval.enough`): ``cannot tell``.
 
     Args:
         interval: higher = the winner is better.
         margin: the declared non-inferiority margin, >= 0.
     """
-    if interval is None:
+    if interval is None or not interval.enough:
         return "cannot tell"
     if interval.low > 0:
         return "better"
@@ -213,9 +230,10 @@ def verdict(interval: Interval | None, margin: float) -> Verdict:
 def non_inferior(interval: Interval | None, margin: float) -> bool:
     """Whether the one-sided lower bound of the paired difference lies above -margin (PROTOCOL 4).
 
-    False also when there is no interval: then accuracy is "not shown to be kept".
+    False also when there is no interval, or one from too few patients (`Interval.enough`): then
+    accuracy is "not shown to be kept".
     """
-    return interval is not None and interval.floor > -margin
+    return interval is not None and interval.enough and interval.floor > -margin
 
 
 def levelled_down(groups: Mapping[str, Interval | None], margin: float) -> tuple[str, ...]:
@@ -300,7 +318,27 @@ def _interval(
     if len(kept) < max(2, _DEFINED * n):
         return None
     low, high, floor = np.quantile(kept, [alpha / 2, 1 - alpha / 2, alpha]).tolist()
-    return Interval(value, low, high, floor, float(kept.std(ddof=1)), patients, n - len(kept))
+    se, enough = float(kept.std(ddof=1)), _enough(a[0], metric, counted)
+    return Interval(value, low, high, floor, se, patients, n - len(kept), enough)
+
+
+def _enough(p: Predictions, metric: MetricName, counted: Counted | None) -> bool:
+    """Whether all classes that the metric averages have `LEAST` patients on both sides."""
+    kind, _, name = metric.partition(":") if isinstance(metric, str) else ("", "", "")
+    groups = {group for names in (counted or {}).values() for group in names}
+    if kind in ("worst_group_auroc", "auroc_gap") or (name in groups and name not in p.classes):
+        return True  # groups are scored from as many patients on, else there is no interval
+    positive, negative = class_counts(p)
+    found = (positive >= LEAST) & (negative >= LEAST)
+    if kind == "accuracy" and p.kind == "multiclass":
+        return bool(found.any())  # a share of rows: no class is averaged
+    if name:
+        used = np.array([c == name for c in p.classes])
+    elif kind in ("auroc", "average_precision"):
+        used = np.array([value is not None for value in auroc_by_class(p).values()])
+    else:
+        used = positive + negative > 0
+    return bool(found[used].all())
 
 
 def _difference(a: list[_Weighted], b: list[_Weighted], weight: Floats) -> Floats:

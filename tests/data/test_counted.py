@@ -60,10 +60,20 @@ def test_auto_refuses_what_would_be_cross_validation():
     message = str(caught.value)
     assert "sex=M has 7 positive and 40 negative" in message
     assert "sex=F" not in message
-    for fix in ("--inner holdout", "--min-group 7", "drop a --group"):
-        assert fix in message
-    # What the message offers works.
-    assert check_groups(made, settings(inner="auto", min_group=7)).left_out == {"sex": {}}
+    # Neither holdout (one group would be left) nor --min-group 7 (below 10) would do.
+    assert message.endswith("Drop the --group.")
+
+
+def test_auto_offers_what_works():
+    made = task({"sex=F": (20, 12), "sex=M": (15, 40), "sex=X": (14, 14)})
+    with pytest.raises(UserError, match="Lower --min-group to 12, or drop the --group") as caught:
+        check_groups(made, settings(inner="auto", min_group=20))
+    assert "holdout (" not in str(caught.value)
+    assert check_groups(made, settings(inner="auto", min_group=12)).left_out == {"sex": {}}
+    made = task({"sex=F": (20, 12), "sex=M": (15, 40), "sex=X": (3, 14)})
+    with pytest.raises(UserError, match=r"Take --inner holdout \(.*\), or drop the --group\.$"):
+        check_groups(made, settings(inner="auto"))
+    assert len(check_groups(made, settings()).groups["sex"]) == 2
 
 
 def test_auto_takes_holdout_where_all_groups_count():
@@ -79,29 +89,29 @@ def test_holdout_names_the_groups_that_do_not_count():
 
 
 def test_holdout_refuses_an_attribute_that_drops_out():
-    made = task({"sex=F": (20, 12), "sex=M": (7, 40)})
+    made = task({"sex=F": (30, 25), "sex=M": (11, 40)})
     with pytest.raises(UserError) as caught:
-        check_groups(made, settings())
+        check_groups(made, settings(min_group=20))
     message = str(caught.value)
     assert "fewer than two groups of 'sex'" in message
-    assert "sex=M has 7 positive and 40 negative" in message
-    assert "Drop this --group, or lower --min-group to 7" in message
-    assert len(check_groups(made, settings(min_group=7)).groups["sex"]) == 2
+    assert "sex=M has 11 positive and 40 negative" in message
+    assert "Drop this --group, or lower --min-group to 11" in message
+    assert len(check_groups(made, settings(min_group=11)).groups["sex"]) == 2
 
 
 def test_no_number_is_offered_where_none_would_do():
-    made = task({"sex=F": (20, 12), "sex=M": (0, 40)})
-    for inner in ("auto", "holdout"):
-        with pytest.raises(UserError) as caught:
-            check_groups(made, settings(inner=inner))
-        assert "--min-group 0" not in str(caught.value)
-        assert "lower --min-group" not in str(caught.value)
+    for positive in (0, 1, 9):  # objectives on groups need ten
+        made = task({"sex=F": (20, 12), "sex=M": (positive, 40)})
+        for inner in ("auto", "holdout"):
+            with pytest.raises(UserError) as caught:
+                check_groups(made, settings(inner=inner))
+            assert "lower --min-group" not in str(caught.value).lower()
 
 
 def test_both_groups_too_small():
-    made = task({"sex=F": (5, 12), "sex=M": (3, 40)})
-    with pytest.raises(UserError, match="lower --min-group to 3"):
-        check_groups(made, settings())
+    made = task({"sex=F": (15, 12), "sex=M": (13, 40)})
+    with pytest.raises(UserError, match="lower --min-group to 12"):
+        check_groups(made, settings(min_group=50))
 
 
 def test_groups_that_nobody_needs_stop_nothing():

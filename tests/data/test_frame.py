@@ -85,6 +85,28 @@ def test_no_rows(source):
         build_task(replace(empty, judged=None), (), 0)
 
 
+def test_patients_with_images_of_every_class_can_be_scored(tmp_path):
+    frame = synthetic.people(40, images=3)
+    synthetic.write(tmp_path, frame)
+    label = np.tile(np.eye(3, dtype=np.float32), (40, 1))
+    source = Source(
+        "made", "made.csv", tmp_path, "multiclass", "patient", ("a", "b", "c"),
+        frame.drop(columns="lesion"), label,
+    )  # fmt: skip
+    task = build_task(source, (), 0)
+    assert set(task.counts("search")["negatives"]) == {0}  # patients
+    n = len(task.rows("search"))
+    assert task.count_images("search")["b"] == (n // 3, n - n // 3)
+    assert not any("not scored" in note for note in task.notes)
+
+
+@pytest.mark.parametrize("twice", [("sex", "Sex"), ("sex", "gender"), ("age:60", "Age:60.0")])
+def test_a_group_named_twice_is_refused(source, twice):
+    with pytest.raises(UserError, match=f"the same group as --group {twice[0]}. Name it once"):
+        build_task(source, twice, 0)
+    assert build_task(source, ("age:40", "age:60"), 0).attributes == ("age:40", "age:60")
+
+
 @pytest.mark.slow
 def test_a_task_of_chexperts_size_is_right(tmp_path):
     """224,000 images of 64,000 patients; one real file, the others hard links to it."""

@@ -207,3 +207,13 @@ def test_bad_options_write_nothing(option, words, tmp_path):
     with pytest.raises(UserError, match=words):
         load_phantom(Settings(data_option=option), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "flag", [{"split_column": "sex"}, {"patient_column": "none"}, {"data_root": "films"}]
+)
+def test_flags_for_data_of_ones_own_are_refused(tmp_path, flag):
+    name = f"--{next(iter(flag)).replace('_', '-')} {next(iter(flag.values()))}"
+    with pytest.raises(UserError, match=f"^{name}: "):
+        load_phantom(Settings(dataset="phantom", **flag), tmp_path)
+    assert list(tmp_path.iterdir()) == []

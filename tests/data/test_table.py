@@ -262,6 +262,34 @@ def test_labels_that_are_not_labels(frame, refused):
     refused(frame, "named twice", label=("lesion", "lesion"))
 
 
+def test_a_typing_error_does_not_make_a_third_class(frame, refused, load):
+    typo = frame.copy()
+    typo.loc[7, "lesion"] = 2
+    zeros, ones = (int((typo["lesion"] == v).sum()) for v in (0, 1))
+    counts = f"'0' x {zeros}, '1' x {ones}, '2' x 1"
+    refused(typo, "1 other number(s), first at images/0003_1.png", counts)
+    grades = frame.assign(lesion=np.arange(240) // 2 % 3)
+    assert load(grades).classes == ("0", "1", "2")
+
+
+def test_a_class_of_a_few_patients(frame, refused):
+    words = frame.assign(lesion=np.where(frame["lesion"] == 1, "viral", "none"))
+    words.loc[:17, "lesion"] = "virl"  # 18 images of 9 patients
+    refused(words, "1 of 3 classes have fewer than 10 patients: 'virl' has 9", "drop their rows")
+
+
+def test_the_label_as_a_group(frame, refused):
+    refused(frame, "the label cannot be a group", "--group Lesion", group=("sex", "Lesion"))
+    refused(frame, "the label cannot be a group", group=("lesion:1",))
+
+
+def test_semicolons(tmp_path, frame):
+    csv = synthetic.write(tmp_path, frame)
+    csv.write_text(csv.read_text().replace(",", ";").replace("0;M", "0,5;M"))
+    with pytest.raises(UserError, match=r"separated by semicolons.*Save it with commas"):
+        load_table(synthetic.settings(csv), tmp_path)
+
+
 def test_group_columns_that_are_no_groups(frame, refused):
     ages = frame.assign(age=frame["age"].astype(str).where(frame["age"] != 60, "sixty"))
     ages.loc[3, "age"] = "n. d."

@@ -59,8 +59,14 @@ def test_multiclass_equals_sklearn(table, seed):
     p = table(rng.normal(size=(23, 3)), np.eye(3)[y], kind="multiclass")
     assert m.log_loss(p) == pytest.approx(sk.log_loss(y, p.probability))
     assert m.accuracy(p) == pytest.approx(sk.accuracy_score(y, p.score.argmax(axis=1)))
-    each = [sk.roc_auc_score(y == c, p.score[:, c]) for c in range(3)]
-    assert m.auroc(p) == pytest.approx(np.mean(each))
+    for by_class, sklearn in (
+        (m.auroc_by_class, sk.roc_auc_score),
+        (m.average_precision_by_class, sk.average_precision_score),
+    ):
+        each = [sklearn(y == c, p.probability[:, c]) for c in range(3)]
+        assert [*by_class(p).values()] == pytest.approx(each)
+    whole = sk.roc_auc_score(y, p.probability, multi_class="ovr")
+    assert m.auroc(p) == pytest.approx(whole)
 
 
 def test_macro_leaves_undefined_classes_out_and_names_them(table):

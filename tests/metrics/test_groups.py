@@ -1,6 +1,12 @@
 import numpy as np
 
-from autopeft.metrics.groups import group_table, patient_counts, scorable_labels, scored_groups
+from autopeft.metrics.groups import (
+    group_table,
+    patient_counts,
+    scorable_labels,
+    scored_groups,
+    unscored_groups,
+)
 
 
 def cells(table, counts, images=1, seed=0):
@@ -60,6 +66,14 @@ def test_a_group_that_can_score_nothing_is_left_out_alone(table):
     p = cells(table, {"F": [(20, 20)], "M": [(20, 20)], "X": [(12, 3)]})
     (scored,) = scored_groups(p, {"sex": ("F", "M", "X")})
     assert scored.groups == ("F", "M")
+
+
+def test_a_counted_group_that_is_not_scored_is_named(table):
+    p = cells(table, {"F": [(20, 20)], "M": [(20, 20)], "X": [(12, 9)], "unknown": [(20, 20)]})
+    assert unscored_groups(p, {"sex": ("F", "M")}) == ()
+    assert unscored_groups(p, {"sex": ("F", "M", "X", "unknown")}) == ("X",)
+    assert unscored_groups(p, {"sex": ("F", "X", "absent")}) == ("X", "absent")
+    assert unscored_groups(p, {"sex": ("F", "M")}, {"sex": ()}) == ("F", "M")  # no summary
 
 
 def test_labels_fixed_before_trial_1_hold_on_every_split(table):

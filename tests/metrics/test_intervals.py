@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -256,6 +257,37 @@ def test_nothing_is_shown_without_an_interval():
 def test_non_inferiority_reads_the_one_sided_bound():
     assert non_inferior(interval(-0.0105, 0.0), 0.01)
     assert not non_inferior(interval(-0.0115, 0.0), 0.01)
+
+
+@pytest.mark.parametrize(("positives", "word"), [(9, "cannot tell"), (10, "better")])
+def test_a_verdict_needs_ten_patients_on_either_side(table, positives, word):
+    """Perfect against constant: a resample cannot doubt it, however few the patients."""
+    y = (np.arange(100) < positives).astype(float)
+    for target in (y, 1 - y):
+        a, b = (
+            table(np.repeat(s, 3), np.repeat(target, 3), np.arange(300) // 3)
+            for s in (target, 0 * target)
+        )
+        sure = paired(a, b, n=100)
+        assert (sure.low, sure.high, sure.enough) == (0.5, 0.5, positives == 10)
+        assert sure.to_dict()["enough"] == sure.enough
+        assert verdict(sure, 0.01) == word
+        assert non_inferior(sure, 0.01) == sure.enough
+        assert recipe_interval([a] * 3, [b] * 3, n=50).enough == sure.enough
+
+
+def test_a_macro_has_enough_when_each_averaged_class_has(table):
+    y = np.stack([np.arange(60) < k for k in (0, 5, 30)], axis=1).astype(float)
+    p = table(np.random.default_rng(0).normal(size=y.shape), y)  # c0 is never averaged
+    without = replace(p, score=p.score[:, ::2], target=y[:, ::2], classes=("c0", "c2"))
+    for metric in ("auroc", "average_precision"):
+        assert not bootstrap(p, metric, n=50).enough
+        assert bootstrap(without, metric, n=50).enough
+    assert not bootstrap(p, "auroc:c1", n=50).enough
+    assert bootstrap(p, "auroc:c2", n=50).enough
+    assert not bootstrap(p, "accuracy", n=50).enough
+    one_hot = np.eye(3)[np.repeat([0, 1, 2], [2, 28, 30])]
+    assert bootstrap(table(p.score, one_hot, kind="multiclass"), "accuracy", n=50).enough
 
 
 def test_levelled_down_names_the_groups_that_lost():

@@ -1,7 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from autopeft.evaluation import Cost, Evaluation
 from autopeft.metrics import METRICS
+from autopeft.metrics.groups import group_table
+from autopeft.metrics.intervals import COMPARABLE, bootstrap
 
 
 def test_every_metric_answers_a_number_or_none(table):
@@ -20,6 +25,23 @@ def test_every_metric_answers_a_number_or_none(table):
         )
         assert metric.direction in ("maximize", "minimize")
         assert metric.meaning
+
+
+def test_the_constant_of_softmax_logits_changes_nothing(table):
+    rng = np.random.default_rng(0)
+    y, counted = np.eye(3)[rng.integers(0, 3, 300)], {"sex": ("F", "M")}
+    sex = np.repeat(["F", "M"], 150)
+    p = table(rng.normal(size=y.shape) + y, y, groups={"sex": sex}, kind="multiclass")
+    moved = replace(p, score=p.score + rng.normal(0, 9, (300, 1)))
+    for name, metric in METRICS.items():
+        a, b = (metric(Evaluation(q, Cost(1, 1), counted, {}, (0.4,) * 3)) for q in (p, moved))
+        assert a is not None, name
+        assert a == pytest.approx(b, abs=1e-9), name
+    for name in COMPARABLE:
+        a, b = (bootstrap(q, name, n=20, counted=counted) for q in (p, moved))
+        assert a.to_dict() == pytest.approx(b.to_dict(), abs=1e-9), name
+    shown, again = ([row.auroc for row in group_table(q)] for q in (p, moved))
+    assert shown == pytest.approx(again, abs=1e-9)
 
 
 def test_costs_are_reported_as_they_are(table):
