@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fake_bench import lora, make_bench, make_rows, silent
 
 from autopeft.bench import Model
 from autopeft.errors import RunError
 from autopeft.evaluation import Cost
 from autopeft.job import Job, Outcome
 from autopeft.study import Study
-from tests.fake_bench import lora, make_bench, make_rows, silent
 
 A, B = Model("a", lora(2)), Model("b", lora(4))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fake_bench import lora, make_bench, silent
 
 from autopeft.backbones.describe import random_backbone
 from autopeft.bench import Model
@@ -25,7 +26,6 @@ from autopeft.selection import (
     repeats_of,
     strongest,
 )
-from tests.fake_bench import lora, make_bench, silent
 
 REPEATS = (1, 2)
 
