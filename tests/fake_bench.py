@@ -66,6 +66,7 @@ class FakeRunner:
         folder = self.audience.run_dir / "predictions"
         folder.mkdir(exist_ok=True)
         np.savez(folder / f"{job.name}.npz", score=score.astype(np.float32))
+        (folder.parent / "states" / job.name).mkdir(parents=True, exist_ok=True)
         options = job.candidate.strata[0].options if job.candidate.strata else {}
         cost = Cost(options.get("params", 10), 400) if job.kind == "rung" else None
         return Outcome("ok", "", job.stop, f"{job.name}.npz", cost, job.name, 0.1)

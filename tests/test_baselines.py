@@ -26,7 +26,7 @@ def test_all_that_the_objective_calls_for():
 def test_wrong_names_are_refused():
     with pytest.raises(UserError, match="unknown baseline 'lora_r9'.*\"lora_r8\""):
         baselines.names(("lora_r9",), False)
-    with pytest.raises(UserError, match="lacks linear_probe or lora_r8"):
+    with pytest.raises(UserError, match="linear_probe is missing"):
         baselines.names(("lora_r8", "full"), False)
 
 

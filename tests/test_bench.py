@@ -34,6 +34,15 @@ def test_each_training_is_done_once_also_over_restarts(tmp_path, slots):
     )
 
 
+def test_a_training_whose_files_are_gone_is_done_again(tmp_path):
+    bench = make_bench(tmp_path)
+    bench.train([A, B], [0], "baseline", silent)
+    (tmp_path / "states" / bench.trained[(A.candidate.fingerprint, 0)].state).rmdir()
+    again = make_bench(tmp_path)
+    again.train([A, B], [0], "baseline", silent)
+    assert [j.key[0] for j in again.runner.asked] == [A.candidate.fingerprint]
+
+
 def test_predictions_carry_no_labels_out_and_come_back_with_them(tmp_path):
     bench = make_bench(tmp_path)
     bench.train([A], [0, 1], "confirm", silent)

@@ -100,7 +100,7 @@ def test_patients_with_images_of_every_class_can_be_scored(tmp_path):
     assert not any("not scored" in note for note in task.notes)
 
 
-@pytest.mark.parametrize("twice", [("sex", "Sex"), ("sex", "gender"), ("age:60", "Age:60.0")])
+@pytest.mark.parametrize("twice", [("sex", "Sex"), ("age:60", "Age:60.0")])
 def test_a_group_named_twice_is_refused(source, twice):
     with pytest.raises(UserError, match=f"the same group as --group {twice[0]}. Name it once"):
         build_task(source, twice, 0)
