@@ -71,6 +71,9 @@ class Setup:
         threads: torch threads of a worker.
         seed: the settings' ``--seed``.
         offline: never ask a hub.
+        plugins: methods of the user's own, each (name, source text, sha256): nodes of a cluster
+            do not see the user's files.
+        simulated: parameters of a simulated worker (``autopeft.simulated``); None = real training.
     """
 
     kind: Kind
@@ -91,6 +94,8 @@ class Setup:
     threads: int
     seed: int
     offline: bool = False
+    plugins: tuple[tuple[str, str, str], ...] = ()
+    simulated: Mapping[str, float] | None = None
 
     def digest(self) -> str:
         """Hash over everything that affects values (not where files happen to lie)."""

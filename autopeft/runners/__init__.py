@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -17,13 +17,21 @@ Function = Callable[[Setup, Job], Outcome]
 class Runner(Protocol):
     """Takes jobs and gives outcomes. At most ``slots`` jobs are out at a time."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """Jobs that may be out now; on a cluster it follows the nodes, down to 0."""
 
     def submit(self, job: Job, name: str = "") -> None:
         """Hands over a job; ``name`` is for people. Never blocks for long."""
 
     def wait(self) -> list[tuple[Job, Outcome]]:
-        """Blocks until at least one job is done. A dead worker's job is an ``error`` outcome."""
+        """Blocks until a job is done or ``slots`` changed (then the list may be empty).
+
+        A dead worker's job is an ``error`` outcome whose reason begins with ``worker died``.
+        """
+
+    def report(self, name: str, tag: str, values: Mapping[str, float]) -> None:
+        """Shows numbers where people watch: gauge ``autopeft_<name>{<tag>=...}`` on a dashboard."""
 
     def close(self) -> None:
         """Ends the workers."""

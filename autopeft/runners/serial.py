@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 from autopeft.job import Job, Outcome, Setup
 from autopeft.runners import guarded, resolve
@@ -29,6 +30,9 @@ class SerialRunner:
         """Runs the oldest job of the queue."""
         job = self._queue.popleft()
         return [(job, guarded(self._function, self._setup, job))]
+
+    def report(self, name: str, tag: str, values: Mapping[str, float]) -> None:
+        """There is no dashboard."""
 
     def close(self) -> None:
         """Drops what was not started."""
