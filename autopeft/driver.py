@@ -14,7 +14,7 @@ from autopeft.backbones.facts import Facts
 from autopeft.bench import Audience, Bench, Model
 from autopeft.candidate import Candidate
 from autopeft.clock import Clock
-from autopeft.engine import Engine
+from autopeft.engine import Engine, drive
 from autopeft.errors import RunError, UserError
 from autopeft.evaluation import Evaluation, Predictions
 from autopeft.files import lock
@@ -34,7 +34,7 @@ from autopeft.progress import Screen
 from autopeft.result import Result
 from autopeft.runners import open_runner
 from autopeft.sampler import Proposer
-from autopeft.schedule import rungs
+from autopeft.schedule import epoch_ladder
 from autopeft.selection import (
     ReadoutChoice,
     choose_readout,
@@ -108,7 +108,7 @@ def _drive(settings: Settings, ready: Ready, screen: Screen) -> Result:
         pool = evaluations(study, audience, reference)
         chosen, front, feasible = finalists(pool, ready.objective, settings.confirm)
         if not chosen:
-            reasons = sorted({e.reason for e in study.entries if e.reason})
+            reasons = sorted({e.reason for e in study.entries if e.state == "fail"})
             raise RunError(f"no trial could be trained to the end: {'; '.join(reasons[:3])}")
         entrants = _entrants([e.candidate for e in chosen], models)
         with clock.part("confirm"):
@@ -174,28 +174,21 @@ def _search(
     engine = _engine(settings, ready, bench)
     audience, objective, runner = bench.audience, ready.objective, bench.runner
 
-    def evaluate(outcome: Outcome) -> tuple[float, Evaluation]:
-        assert outcome.cost is not None
-        predictions = audience.predictions(outcome, "search", 0)
-        evaluation = audience.evaluation(predictions, outcome.cost, reference)
-        value = METRICS[objective.rung](evaluation)
-        return float("nan") if value is None else value, evaluation
+    def evaluate(outcomes: Sequence[Outcome]) -> tuple[float | None, Evaluation]:
+        last = outcomes[-1]
+        assert last.cost is not None
+        predictions = audience.predictions(last, "search", 0)
+        evaluation = audience.evaluation(predictions, last.cost, reference)
+        return METRICS[objective.rung](evaluation), evaluation
 
     with clock.part("search"), screen.bar("searching (rungs)") as bar:
-        while True:
+
+        def moment() -> None:
             _stop_when_spent(settings, bench, engine, clock)
-            while engine.running < runner.slots and (job := engine.next_job()) is not None:
-                known = bench.study.done(job)
-                if known is not None:  # a baseline is this very training
-                    engine.record(job, known, evaluate)
-                else:
-                    runner.submit(job, engine.name(job))
-            if not engine.running:
-                break
-            for job, outcome in runner.wait():
-                engine.record(job, outcome, evaluate)
-            bar(_rungs_done(bench.study), max(settings.trials, _rungs_done(bench.study)))
-        engine.finish()
+            done = _rungs_done(bench.study)
+            bar(done, max(settings.trials, done))
+
+        drive(engine, runner, evaluate, bench.study.done, moment)
     for entry in bench.study.entries:
         if entry.state == "complete" and entry.last and bench.is_there(entry.last.outcome):
             bench.trained[(entry.candidate.fingerprint, 0)] = entry.last.outcome
@@ -210,7 +203,7 @@ def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
         bench.study,
         lambda trial: canonical(space.ask(trial, facts, has_groups), facts),
         space.defaults(facts, has_groups),
-        rungs(settings.epochs),
+        epoch_ladder(settings.epochs),
         settings.sampler,
         settings.seed,
         settings.trials,
@@ -219,7 +212,7 @@ def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
         bench.study,
         proposer.ask,
         ready.objective,
-        rungs(settings.epochs),
+        epoch_ladder(settings.epochs),
         settings.trials,
         bench.audience.setup,
         settings.batch_size,
@@ -246,7 +239,7 @@ def _stop_when_spent(settings: Settings, bench: Bench, engine: Engine, clock: Cl
     each = max(costs, default=0.0)
     trainings = settings.confirm * settings.seeds + 3 * (settings.seeds + 1)
     if clock.total() + each * trainings / bench.runner.slots > settings.budget:
-        engine.stop()
+        engine.stop("the budget is spent")
 
 
 def _rungs_done(study: Study) -> int:

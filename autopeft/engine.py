@@ -1,28 +1,36 @@
-"""The outer loop's decisions: which job next, and what an outcome means for its trial.
+"""The outer loop: which job next, and what an outcome means for its trial.
 
-Two calls drive it, ``next_job`` and ``record``; who executes the jobs, and when, is the caller's.
-All that it knows comes from the study, except which jobs are out; those of a killed driver are
-simply given out again, from the last rung that was recorded.
+``Engine`` decides and ``drive`` keeps a runner busy with it. All that the engine knows comes from
+the study, except which jobs are out; those of a killed driver are simply given out again, from
+the last rung that was recorded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from autopeft.candidate import Candidate
 from autopeft.evaluation import Evaluation
 from autopeft.job import Job, Outcome
-from autopeft.schedule import best_paused, next_promotion
+from autopeft.schedule import Key, Ladder, Promotion
 from autopeft.study import Entry, Measured, Study
 
 if TYPE_CHECKING:
+    from autopeft.runners import Runner
     from autopeft.sampler import Proposal
+
+# All outcomes of a trial so far -> its rung metric and its evaluation.
+Evaluate = Callable[[Sequence[Outcome]], tuple[float | None, Evaluation]]
 
 
 class Judge(Protocol):
     """The part of an ``Objective`` that the engine calls."""
+
+    @property
+    def promoting(self) -> Sequence[tuple[int, int]]:
+        """Terms that promote, as (index, +1 or -1); fewer than two: the rung metric does."""
 
     def values(self, evaluation: Evaluation) -> tuple[float | None, ...]:
         """The terms."""
@@ -38,7 +46,7 @@ class Engine:
         study: the journal.
         propose: a new candidate, or None where the space is exhausted (``Proposer.ask``).
         objective: gives values and violations of an evaluation.
-        stops: epochs of the rungs (``schedule.rungs``).
+        ladder: where trials pause and are compared.
         trials: how many candidates to ask for, those of earlier starts included.
         setup: digest of the setup, for the jobs.
         batch_size: images a step; halved for a retry after out-of-memory.
@@ -51,30 +59,43 @@ class Engine:
         study: Study,
         propose: Callable[[], Proposal | None],
         objective: Judge,
-        stops: tuple[int, ...],
+        ladder: Ladder,
         trials: int,
         setup: str,
         batch_size: int = 32,
         eta: int = 3,
         unpaused: Callable[[Candidate], bool] = lambda candidate: False,
     ) -> None:
-        self.study, self.objective, self.stops = study, objective, stops
+        self.study, self.objective, self.ladder = study, objective, ladder
         self.trials, self.exhausted = trials, False
         self._propose, self._setup, self._eta = propose, setup, eta
         self._batch_size, self._unpaused = batch_size, unpaused
-        self._stopping = False
-        self._running: dict[str, int] = {}  # fingerprint -> trial number
+        self._stopped = ""  # why nothing new is started any more
+        self._out: dict[str, int] = {}  # fingerprint -> trial that a worker holds
+        self._due: set[int] = set()  # trials that go on without a promotion
+        self._promotion = Promotion(ladder.top, eta)
         for entry in study.entries:
+            for resource in entry.rungs:
+                self._place(entry, resource)
             self._settle(entry)
 
     @property
     def running(self) -> int:
         """Jobs that are out."""
-        return len(self._running)
+        return len(self._out)
 
-    def stop(self) -> None:
-        """From now on only what a front needs is started: the budget is spent."""
-        self._stopping = True
+    @property
+    def stopped(self) -> str:
+        """Why nothing new is started any more; empty while the search goes on."""
+        return self._stopped
+
+    def stop(self, why: str) -> None:
+        """From now on only what a front needs is started.
+
+        Args:
+            why: the reason that stopped trials carry, e.g. ``the budget is spent``.
+        """
+        self._stopped = self._stopped or why
 
     def next_job(self) -> Job | None:
         """The job to start now: unfinished business, a promotion, or a new candidate.
@@ -85,72 +106,75 @@ class Engine:
         entry = self._next_entry()
         if entry is None:
             return None
-        self._running[entry.candidate.fingerprint] = entry.number
-        stop = self._stop_of(entry)
-        state = entry.last.outcome.state if entry.last else None
+        self._out[entry.candidate.fingerprint] = entry.number
+        self._due.discard(entry.number)
+        part, start, stop = self.ladder.stretch(entry.done, self._target(entry))
         return Job(
             kind="rung",
             setup=self._setup,
             candidate=entry.candidate,
-            start=entry.epoch,
+            part=part,
+            start=start,
             stop=stop,
-            state=state,
-            micro_batch=self._micro_batch(entry, stop),
+            state=entry.last.outcome.state if entry.last and start else None,
+            micro_batch=self._micro_batch(entry),
         )
 
-    def record(
-        self, job: Job, outcome: Outcome, evaluate: Callable[[Outcome], tuple[float, Evaluation]]
-    ) -> Entry:
+    def record(self, job: Job, outcome: Outcome, evaluate: Evaluate) -> Entry:
         """Records what came back from a job, and tells its trial when that ends it.
 
         Args:
             job: what ``next_job`` gave.
             outcome: what the worker answered.
-            evaluate: rung metric and evaluation of an outcome that is ok.
+            evaluate: rung metric and evaluation of all of a trial's outcomes, when this is ok.
         """
         assert job.candidate is not None
-        number = self._running.pop(job.candidate.fingerprint)
+        entry = self.study.entry(self._out.pop(job.candidate.fingerprint))
+        target = self._target(entry)
         if outcome.status != "ok":
-            return self._settle(self.study.record_attempt(number, job.stop, outcome))
-        value, evaluation = evaluate(outcome)
+            return self._settle(self.study.record_attempt(entry.number, target, outcome))
+        value, evaluation = evaluate([*(m.outcome for m in entry.rungs.values()), outcome])
         if value is None or not math.isfinite(value):
             reason = f"the rung metric is undefined ({value})"
             failure = Outcome("nan", reason, outcome.epoch, cost=outcome.cost)
-            return self._settle(self.study.record_attempt(number, job.stop, failure))
+            return self._settle(self.study.record_attempt(entry.number, target, failure))
         measured = Measured(
             outcome,
             float(value),
             tuple(self.objective.values(evaluation)),
             dict(self.objective.violations(evaluation)),
         )
-        return self._settle(self.study.record_rung(number, measured))
+        entry = self.study.record_rung(entry.number, target, measured)
+        self._place(entry, target)
+        return self._settle(entry)
 
     def finish(self) -> None:
         """Tells every trial that is still paused PRUNED: nothing stays RUNNING."""
-        assert not self._running, "jobs are still out"
+        assert not self._out, "jobs are still out"
         for entry in self.study.entries:
             if entry.state == "running":
-                self.study.prune(entry.number)
+                unit = "folds" if self.ladder.folds else "epochs"
+                why = self._stopped or f"not among the best 1/{self._eta} of its rung"
+                self.study.prune(entry.number, f"stopped after {entry.done} {unit}: {why}")
 
     def name(self, job: Job) -> str:
         """A job's name for people: trial number, method and rung, ``00012-lora-r8-e3``."""
         if job.candidate is None:
             return job.kind
-        number = self._running.get(job.candidate.fingerprint)
+        number = self._out.get(job.candidate.fingerprint)
         ranks = [f"r{s.options['r']}" for s in job.candidate.strata if "r" in s.options]
         head = [f"{number:05d}"] if number is not None else []
-        return "-".join([*head, job.candidate.method, *ranks[:1], f"e{job.stop}"])
+        rung = job.part.replace("fold:", "fold") if self.ladder.folds else f"e{job.stop}"
+        return "-".join([*head, job.candidate.method, *ranks[:1], rung])
 
     # ---- which trial next ----------------------------------------------------------------------
 
     def _next_entry(self) -> Entry | None:
-        out = set(self._running.values())
-        idle = [e for e in self.study.entries if e.state == "running" and e.number not in out]
-        if not self._stopping:
-            for entry in idle:
-                if not entry.rungs or self._stop_of(entry) in entry.attempts:
-                    return entry  # never started, or to be tried again
-            if (number := self._promotion(out)) is not None:
+        out = self._out.values()
+        if not self._stopped:
+            if self._due:
+                return self.study.entry(min(self._due))
+            if (number := self._promotion.next(out)) is not None:
                 return self.study.entry(number)
             if (new := self._new_entry()) is not None:
                 return new
@@ -158,69 +182,106 @@ class Engine:
 
     def _last_entry(self) -> Entry | None:
         """With no job out and none to start: what a front still needs."""
-        if not self._stopping:
-            number = self._promotion(set(), at_least=1)
+        if not self._stopped:
+            number = self._promotion.next((), at_least=1)
         elif any(entry.state == "complete" for entry in self.study.entries):
             number = None
-        else:
-            number = best_paused(self._results(), self._failed(), len(self.stops) - 1)
+        else:  # what is on its way, then what is paused nearest to the end
+            begun = [n for n in self._due if self.study.entry(n).rungs]
+            number = min(begun) if begun else self._promotion.nearest()
         return self.study.entry(number) if number is not None else None
-
-    def _promotion(self, out: set[int], at_least: int = 0) -> int | None:
-        return next_promotion(
-            self._results(), out, self._failed(), len(self.stops) - 1, self._eta, at_least
-        )
 
     def _new_entry(self) -> Entry | None:
         if self.exhausted or len(self.study.entries) >= self.trials:
             return None
-        proposal = self._propose()
-        if proposal is None:
+        found = self._propose()
+        if found is None:
             self.exhausted = True
             return None
         return self.study.add(
-            proposal.candidate, proposal.params, proposal.distributions, proposal.system
+            found.candidate, found.params, found.distributions, found.system, found.learned
         )
 
-    def _results(self) -> dict[int, dict[int, float]]:
-        """Rung values by rung index."""
-        level = {stop: index for index, stop in enumerate(self.stops)}
-        return {
-            e.number: {level[epoch]: m.value for epoch, m in e.rungs.items()}
-            for e in self.study.entries
-            if e.rungs
-        }
-
-    def _failed(self) -> set[int]:
-        return {e.number for e in self.study.entries if e.state in ("fail", "pruned")}
-
-    def _stop_of(self, entry: Entry) -> int:
-        if self._unpaused(entry.candidate):
-            return self.stops[-1]
-        return next(stop for stop in self.stops if stop > entry.epoch)
+    def _target(self, entry: Entry) -> int:
+        if not self.ladder.folds and self._unpaused(entry.candidate):
+            return self.ladder.stops[-1]
+        return self.ladder.next(entry.done)
 
     # ---- what an outcome means -----------------------------------------------------------------
 
-    def _micro_batch(self, entry: Entry, stop: int) -> int:
+    def _micro_batch(self, entry: Entry) -> int:
         """0 (the whole batch), halved once for a trial that ran out of memory on its way."""
         oom = any(o.status == "oom" for tries in entry.attempts.values() for o in tries)
         return max(1, self._batch_size // 2) if oom else 0
 
+    def _place(self, entry: Entry, resource: int) -> None:
+        """Enters a trial into the rung that it reached, if it reached one."""
+        rung = self.ladder.rung(resource)
+        if rung is not None:
+            self._promotion.reached(entry.number, rung, self._key(entry.rungs[resource]))
+
+    def _key(self, measured: Measured) -> Key:
+        terms = self.objective.promoting
+        if len(terms) < 2:
+            return (measured.value,)
+        values = [(measured.values[index], sign) for index, sign in terms]
+        return tuple(-math.inf if value is None else sign * value for value, sign in values)
+
     def _settle(self, entry: Entry) -> Entry:
         """Tells a trial if what is recorded of it ends it. Safe to call again after a crash."""
+        entry = self._end(entry)
+        if entry.state in ("fail", "pruned"):
+            self._promotion.left(entry.number)
+        between = entry.state == "running" and self.ladder.rung(entry.done) is None
+        if between or (entry.state == "running" and self._target(entry) in entry.attempts):
+            self._due.add(entry.number)
+        return entry
+
+    def _end(self, entry: Entry) -> Entry:
         if entry.state != "running":
             return entry
-        if entry.epoch == self.stops[-1] and entry.last is not None:
+        if entry.done == self.ladder.stops[-1] and entry.last is not None:
             if entry.last.flaw:
                 return self.study.fail(entry.number, entry.last.flaw)
             return self.study.complete(entry.number)
-        stop = self._stop_of(entry)
-        if not entry.attempts.get(stop):
+        tries = entry.attempts.get(self._target(entry))
+        if not tries:
             return entry
-        tries = entry.attempts[stop]
         last = tries[-1]
         # NaN would come again. Memory and a lost worker get one more chance each.
         again = last.status in ("oom", "error")
         if again and sum(o.status == last.status for o in tries) == 1:
             return entry
         return self.study.fail(entry.number, f"{last.status}: {last.reason}".rstrip(": "))
+
+
+def drive(
+    engine: Engine,
+    runner: Runner,
+    evaluate: Evaluate,
+    known: Callable[[Job], Outcome | None] = lambda job: None,
+    moment: Callable[[], None] = lambda: None,
+) -> None:
+    """Keeps a runner busy until the search is over; nothing stays RUNNING then.
+
+    Args:
+        engine: what to do next.
+        runner: who does it.
+        evaluate: as ``Engine.record`` takes it.
+        known: the outcome of a job that was done before (a baseline may be the very training).
+        moment: called whenever something may have changed: budget, progress, gauges.
+    """
+    while True:
+        moment()
+        slots = runner.slots
+        while engine.running < slots and (job := engine.next_job()) is not None:
+            outcome = known(job)
+            if outcome is None:
+                runner.submit(job, engine.name(job))
+            else:
+                engine.record(job, outcome, evaluate)
+        if slots and not engine.running:
+            break
+        for job, outcome in runner.wait():
+            engine.record(job, outcome, evaluate)
+    engine.finish()

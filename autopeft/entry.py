@@ -74,9 +74,9 @@ class Entry:
         params: the sampled parameters by name, e.g. ``lora.r``.
         distributions: their ranges.
         system: the sampler's own notes (nsga2 keeps its generation there).
-        rungs: epoch -> what was measured there.
-        attempts: epoch -> failed attempts to reach it, oldest first.
-        reason: why it failed.
+        rungs: resource -> what was measured there; epochs trained, or folds finished.
+        attempts: resource -> failed attempts to reach it, oldest first.
+        reason: why it failed or was stopped.
     """
 
     number: int
@@ -90,14 +90,14 @@ class Entry:
     reason: str = ""
 
     @property
-    def epoch(self) -> int:
-        """Epochs trained and recorded; 0 at the start."""
+    def done(self) -> int:
+        """The resource that is recorded, epochs or folds; 0 at the start."""
         return max(self.rungs, default=0)
 
     @property
     def last(self) -> Measured | None:
-        """What the highest rung gave."""
-        return self.rungs[self.epoch] if self.rungs else None
+        """What was measured with the largest resource."""
+        return self.rungs[self.done] if self.rungs else None
 
     @property
     def seconds(self) -> float:

@@ -251,6 +251,19 @@ class Objective:
         return tuple(t.direction for t in self.terms if t.direction is not None)
 
     @property
+    def promoting(self) -> tuple[tuple[int, int], ...]:
+        """Terms that rank a half-trained model fairly: (index, +1 to maximize or -1).
+
+        With fewer than two of them trials are promoted by the rung metric alone. A term that is a
+        function of the user's own never promotes: nothing is known of it at low fidelity.
+        """
+        return tuple(
+            (i, 1 if term.direction == "maximize" else -1)
+            for i, term in enumerate(self.terms)
+            if isinstance(term.metric, str) and METRICS[term.metric].every_fidelity
+        )
+
+    @property
     def references(self) -> tuple[str, ...]:
         """Metrics whose baseline value must be frozen before trial 1."""
         found = [_name(c.metric) for c in self.constraints if c.uses_reference]

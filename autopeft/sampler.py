@@ -4,14 +4,15 @@ A trial that stopped early has no final value, so the journal's study is not wha
 learn from. At each ask a study is built in memory from every candidate's values at one rung, the
 highest with at least ten results (BOHB's rule); candidates without a value there are left out,
 untold ones are RUNNING, which Optuna's samplers avoid (constant liar). Candidates that diverged
-are PRUNED, which TPE ranks below everything that has a value.
+are PRUNED, which TPE ranks below everything that has a value. What a proposal was learned from is
+written into the journal with it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -20,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.candidate import Candidate
 from autopeft.errors import UserError, nearest
-from autopeft.schedule import informative_rung
+from autopeft.schedule import Ladder, informative_rung
 from autopeft.study import Entry, Study
 
 AGAIN = 20  # asks of the sampler before a random one, when every answer is already known
@@ -29,12 +30,22 @@ RANDOM = 100  # random asks before the space counts as exhausted
 
 @dataclass(frozen=True)
 class Proposal:
-    """A candidate that is not in the study yet, with the parameters that gave it."""
+    """A candidate that is not in the study yet.
+
+    Attributes:
+        candidate: what is to be trained.
+        params: the parameters that gave it, by name.
+        distributions: their ranges.
+        system: the sampler's own notes.
+        learned: ``by`` whom it was proposed (``warm start`` or a sampler), from which ``rung``'s
+            values (epochs or folds) and how many ``results``.
+    """
 
     candidate: Candidate
     params: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
     system: Mapping[str, Any]
+    learned: Mapping[str, Any] = field(default_factory=dict)
 
 
 def stable_seed(seed: int, asked: int) -> int:
@@ -75,7 +86,7 @@ class Proposer:
         study: the journal.
         suggest: draws one raw candidate (``Space.ask``) and makes it canonical.
         defaults: warm starts, as parameters by name; at most a third of ``trials`` are used.
-        stops: epochs of the rungs.
+        ladder: the rungs.
         sampler: name of the sampler.
         seed: the settings' ``--seed``.
         trials: the settings' ``--trials``.
@@ -84,7 +95,7 @@ class Proposer:
     study: Study
     suggest: Callable[[optuna.trial.Trial], Candidate]
     defaults: Sequence[Mapping[str, Any]]
-    stops: tuple[int, ...]
+    ladder: Ladder
     sampler: str = "tpe"
     seed: int = 0
     trials: int = 32
@@ -99,44 +110,53 @@ class Proposer:
         known = {entry.candidate.fingerprint for entry in entries}
         seed = stable_seed(self.seed, len(entries))
         for name, tries in ((self.sampler, AGAIN), ("random", RANDOM)):
-            study = self._memory(name, seed)
+            study, learned = self._memory(name, seed)
             warm = name == self.sampler and len(entries) < self.trials // 3
-            if warm and len(entries) < len(self.defaults):
+            warm = warm and len(entries) < len(self.defaults)
+            if warm:
                 study.enqueue_trial(dict(self.defaults[len(entries)]))
-            for _ in range(tries):
+            for attempt in range(tries):
                 trial = study.ask()
                 candidate = self.suggest(trial)
                 if candidate.fingerprint not in known:
                     found = study.get_trials(deepcopy=False)[trial.number]
-                    return Proposal(candidate, found.params, found.distributions, _system(found))
+                    if warm and attempt == 0:
+                        learned = {"by": "warm start"}
+                    return Proposal(
+                        candidate, found.params, found.distributions, _system(found), learned
+                    )
                 # Left as it is: RUNNING, so the next ask avoids it; never told.
         return None
 
-    def _memory(self, name: str, seed: int) -> optuna.Study:
-        """The study that the sampler sees."""
+    def _memory(self, name: str, seed: int) -> tuple[optuna.Study, dict[str, Any]]:
+        """The study that the sampler sees, and what the journal says about it."""
         study = optuna.create_study(
             directions=list(self.study.directions),
             sampler=make_sampler(name, seed, self.trials),
         )
-        if name != "random":
-            level = {stop: index for index, stop in enumerate(self.stops)}
-            results = {
-                e.number: {level[epoch]: m.value for epoch, m in e.rungs.items()}
-                for e in self.study.entries
-            }
-            rung = informative_rung(results, len(self.stops) - 1)
-            epoch = None if rung is None else self.stops[rung]
-            study.add_trials(
-                [t for e in self.study.entries if (t := _lesson(e, epoch)) is not None]
-            )
-        return study
+        if name == "random":
+            return study, {"by": "random"}
+        resource = self._resource()
+        lessons = [_lesson(entry, resource) for entry in self.study.entries]
+        study.add_trials([trial for trial in lessons if trial is not None])
+        results = sum(t is not None and t.state.is_finished() for t in lessons)
+        return study, {"by": name, "rung": resource, "results": results}
+
+    def _resource(self) -> int:
+        """The rung to learn from, as epochs or folds."""
+        rung = self.ladder.rung
+        rungs = [
+            {index: m.value for done, m in e.rungs.items() if (index := rung(done)) is not None}
+            for e in self.study.entries
+        ]
+        return self.ladder.stops[informative_rung(rungs, self.ladder.top)]
 
 
-def _lesson(entry: Entry, epoch: int | None) -> FrozenTrial | None:
-    """What a sampler learns from one candidate, from its values at ``epoch``."""
+def _lesson(entry: Entry, resource: int) -> FrozenTrial | None:
+    """What a sampler learns from one candidate, from its values with this resource."""
     # What never pauses has no value at a lower rung: its final one counts there too.
-    epochs = [e for e in entry.rungs if epoch is not None and e >= epoch]
-    measured = entry.rungs[min(epochs)] if epochs else None
+    enough = [r for r in entry.rungs if r >= resource]
+    measured = entry.rungs[min(enough)] if enough else None
     values: list[float] | None = None
     constraints: dict[str, float] = {}
     if measured is not None and not measured.flaw:

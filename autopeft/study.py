@@ -100,8 +100,17 @@ class Study:
         params: Mapping[str, Any],
         distributions: Mapping[str, BaseDistribution],
         system: Mapping[str, Any] | None = None,
+        learned: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Adds a candidate as a RUNNING trial: parameters and candidate in one journal line."""
+        """Adds a candidate as a RUNNING trial: all that is known of it in one journal line.
+
+        Args:
+            candidate: what is to be trained.
+            params: the parameters that gave it, by name.
+            distributions: their ranges.
+            system: the sampler's own notes.
+            learned: which sampler proposed it, and from which rung's values.
+        """
         # What is trained is what is written down, to the last digit.
         plain = json.loads(candidate.to_json())
         candidate = Candidate.from_dict(plain)
@@ -113,6 +122,7 @@ class Study:
                 "candidate": plain,
                 "fingerprint": candidate.fingerprint,
                 "title": candidate.title,
+                "proposed": dict(learned or {}),
             },
             system_attrs=dict(system or {}),
         )
@@ -124,19 +134,18 @@ class Study:
         self._entries[number] = entry
         return entry
 
-    def record_rung(self, number: int, measured: Measured) -> Entry:
-        """Records what a rung gave. From here on it is never trained again."""
-        epoch = measured.outcome.epoch
+    def record_rung(self, number: int, resource: int, measured: Measured) -> Entry:
+        """Records what a job gave. From here on it is never trained again."""
         entry = self._entries[number]
-        self._trial(number).set_user_attr(f"rung/{epoch}", measured.to_dict())
-        return self._keep(replace(entry, rungs={**entry.rungs, epoch: measured}))
+        self._trial(number).set_user_attr(f"rung/{resource}", measured.to_dict())
+        return self._keep(replace(entry, rungs={**entry.rungs, resource: measured}))
 
-    def record_attempt(self, number: int, stop: int, outcome: Outcome) -> Entry:
-        """Records that a worker did not reach epoch ``stop``."""
+    def record_attempt(self, number: int, target: int, outcome: Outcome) -> Entry:
+        """Records that a worker did not reach the resource ``target``."""
         entry = self._entries[number]
-        attempts = (*entry.attempts.get(stop, ()), outcome)
-        self._trial(number).set_user_attr(f"attempts/{stop}", [o.to_dict() for o in attempts])
-        return self._keep(replace(entry, attempts={**entry.attempts, stop: attempts}))
+        attempts = (*entry.attempts.get(target, ()), outcome)
+        self._trial(number).set_user_attr(f"attempts/{target}", [o.to_dict() for o in attempts])
+        return self._keep(replace(entry, attempts={**entry.attempts, target: attempts}))
 
     def complete(self, number: int) -> Entry:
         """Tells a fully trained trial with the values and constraints of its last rung."""
@@ -151,10 +160,12 @@ class Study:
         self._search.tell(trial, [float(v) for v in entry.last.values if v is not None])
         return self._keep(replace(entry, state="complete"))
 
-    def prune(self, number: int) -> Entry:
+    def prune(self, number: int, reason: str) -> Entry:
         """Tells a trial that stays where it is."""
-        self._search.tell(self._trial(number), state=TrialState.PRUNED)
-        return self._keep(replace(self._entries[number], state="pruned"))
+        trial = self._trial(number)
+        trial.set_user_attr("reason", reason)
+        self._search.tell(trial, state=TrialState.PRUNED)
+        return self._keep(replace(self._entries[number], state="pruned", reason=reason))
 
     def fail(self, number: int, reason: str) -> Entry:
         """Tells a trial that cannot go on."""
@@ -221,7 +232,8 @@ class Study:
                     "method": entry.candidate.method,
                     "title": entry.candidate.title,
                     "fingerprint": entry.candidate.fingerprint,
-                    "epochs": entry.epoch,
+                    "epochs": last.outcome.epoch if last else 0,
+                    "rungs": len(entry.rungs),
                     "rung_value": last.value if last else None,
                     **dict(zip(names, values, strict=True)),
                     **{f"violation {k}": v for k, v in constraints.items()},

@@ -21,14 +21,15 @@ from optuna.storages.journal import JournalFileBackend
 
 from autopeft.candidate import Candidate, Readout, Stratum, Train
 from autopeft.engine import Engine
+from autopeft.engine import drive as drive_engine
 from autopeft.job import Outcome
 from autopeft.runners.serial import SerialRunner
 from autopeft.sampler import Proposer
-from autopeft.schedule import rungs
+from autopeft.schedule import epoch_ladder
 from autopeft.study import Study
 
 TRIALS = 24
-STOPS = rungs(9)
+LADDER = epoch_ladder(9)
 
 
 def suggest(trial):
@@ -40,6 +41,8 @@ def suggest(trial):
 class Objective:
     """Two terms and a constraint, of the worker's value."""
 
+    promoting = ()
+
     def values(self, evaluation):
         return (evaluation, 1 - evaluation / 2)
 
@@ -47,8 +50,8 @@ class Objective:
         return {"floor": 0.6 - evaluation}
 
 
-def evaluate(outcome):
-    return outcome.extra["value"], outcome.extra["value"]
+def evaluate(outcomes):
+    return outcomes[-1].extra["value"], outcomes[-1].extra["value"]
 
 
 def worker(setup, job):
@@ -63,28 +66,31 @@ def worker(setup, job):
     return fake_worker.run(setup, job)
 
 
-def make_engine(folder, sampler="random", trials=TRIALS, seed=0, **changes):
+def make_engine(folder, sampler="random", trials=TRIALS, seed=0, ladder=LADDER, **changes):
     study = Study(folder, ("maximize", "minimize"))
-    proposer = Proposer(study, suggest, (), STOPS, sampler, seed, trials)
-    return Engine(study, proposer.ask, Objective(), STOPS, trials, "setup", **changes)
+    proposer = Proposer(study, suggest, (), ladder, sampler, seed, trials)
+    return Engine(study, proposer.ask, Objective(), ladder, trials, "setup", **changes)
 
 
 def drive(engine, runner, say=lambda text: None, moment=lambda: None):
-    """The search loop as ``search.py`` has it."""
-    while True:
-        while engine.running < runner.slots and (job := engine.next_job()) is not None:
-            moment()
-            runner.submit(job, engine.name(job))
-            moment()
-        if not engine.running:
-            break
-        for job, outcome in runner.wait():
-            say(f"trained {job.name} {outcome.status}")
-            moment()
-            engine.record(job, outcome, evaluate)
-            say(f"recorded {job.name} {outcome.status}")
-            moment()
-    engine.finish()
+    """The search loop, with words and dangerous moments around what matters."""
+    submit, record = runner.submit, engine.record
+
+    def loud_submit(job, name):
+        moment()
+        submit(job, name)
+        moment()
+
+    def loud_record(job, outcome, evaluate):
+        say(f"trained {job.name} {outcome.status}")
+        moment()
+        entry = record(job, outcome, evaluate)
+        say(f"recorded {job.name} {outcome.status}")
+        moment()
+        return entry
+
+    runner.submit, engine.record = loud_submit, loud_record
+    drive_engine(engine, runner, evaluate)
 
 
 class Bomb:

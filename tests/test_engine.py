@@ -14,6 +14,7 @@ from fake_driver import drive, evaluate, make_engine
 
 from autopeft.evaluation import Cost
 from autopeft.job import Outcome
+from autopeft.schedule import fold_ladder
 from autopeft.study import Study
 
 
@@ -57,7 +58,7 @@ def test_the_search_ends_with_a_full_training_however_few_trials(tmp_path):
 def test_a_stopped_search_starts_only_what_a_front_needs(tmp_path):
     engine = make_engine(tmp_path, trials=10)
     first, second = engine.next_job(), engine.next_job()
-    engine.stop()
+    engine.stop("the budget is spent")
     assert engine.next_job() is None  # jobs are out
     finish_job(engine, 0.6, first)
     finish_job(engine, 0.8, second)
@@ -217,3 +218,109 @@ def test_a_driver_killed_at_any_moment_loses_nothing_and_repeats_nothing(tmp_pat
         assert [e.candidate for e in study.entries] == [e.candidate for e in reference]
         torn += len(list(folder.glob("*.torn-*")))
     assert torn, "no kill hit an append: the test does not test torn journals"
+
+
+# ---- folds, several terms -----------------------------------------------------------------------
+
+
+def test_folds_are_rungs(tmp_path):
+    """Three candidates, five folds: worked by hand."""
+    engine = make_engine(tmp_path, trials=3, ladder=fold_ladder(9))
+    seen = []
+
+    def judge(outcomes):
+        return (
+            sum(o.extra["value"] for o in outcomes) / len(outcomes),
+            [o.extra["value"] for o in outcomes],
+        )
+
+    engine.objective.values = lambda values: (values[-1], len(values))
+    engine.objective.violations = lambda values: {"floor": -1.0}
+    while (job := engine.next_job()) is not None:
+        number = [e.candidate for e in engine.study.entries].index(job.candidate)
+        assert (job.start, job.stop, job.state) == (0, 9, None)
+        seen.append((number, job.part, engine.name(job).split("-")[-1]))
+        engine.record(job, ok(job, (0.5, 0.9, 0.7)[number]), judge)
+    engine.finish()
+    # One fold of each; the best of the three does two more, alone at that rung, so that it is
+    # promoted only at the end, for the last two.
+    assert seen == [
+        (0, "fold:0", "fold0"), (1, "fold:0", "fold0"), (2, "fold:0", "fold0"),
+        (1, "fold:1", "fold1"), (1, "fold:2", "fold2"),
+        (1, "fold:3", "fold3"), (1, "fold:4", "fold4"),
+    ]  # fmt: skip
+    best = engine.study.entry(1)
+    assert best.state == "complete"
+    assert list(best.rungs) == [1, 2, 3, 4, 5]
+    assert best.last.values == (0.9, 5)
+    assert (
+        engine.study.entry(0).reason == "stopped after 1 folds: not among the best 1/3 of its rung"
+    )
+
+
+def test_a_trial_between_two_fold_rungs_goes_on_after_a_restart(tmp_path):
+    def judge(outcomes):
+        return 0.7, 0.7
+
+    engine = make_engine(tmp_path, trials=4, ladder=fold_ladder(9))
+    for _ in range(4):  # three first folds, then the second of the best
+        job = engine.next_job()
+        engine.record(job, ok(job, 0.7), judge)
+    again = make_engine(tmp_path, trials=4, ladder=fold_ladder(9))
+    job = again.next_job()
+    assert (job.part, job.candidate) == ("fold:2", again.study.entry(0).candidate)
+
+
+def test_several_terms_promote_by_their_front(tmp_path):
+    """The second term is minimized; the best first term and the best second term go on."""
+    engine = make_engine(tmp_path, trials=6)
+    engine.objective.promoting = ((0, 1), (1, -1))
+    table = [(0.9, 9.0), (0.5, 1.0), (0.8, 8.0), (0.4, 2.0), (0.3, 3.0), (0.2, 4.0)]
+    engine.objective.values = lambda number: table[number]
+    engine.objective.violations = lambda number: {}
+    out = [engine.next_job() for _ in range(6)]
+    for number, job in enumerate(out):
+        engine.record(job, ok(job, 0.5), lambda outcomes, number=number: (0.5, number))
+    candidates = [e.candidate for e in engine.study.entries]
+    promoted = [candidates.index(engine.next_job().candidate) for _ in range(2)]
+    assert promoted == [0, 1]
+    assert engine.next_job() is None
+
+
+def test_a_runner_without_slots_is_waited_for(tmp_path):
+    """All nodes of a cluster are gone for a while: the search is not over."""
+    import fake_worker
+
+    from autopeft.engine import drive as drive_engine
+    from autopeft.runners.serial import SerialRunner
+
+    class Elastic(SerialRunner):
+        slots, waits = 0, 0
+
+        def wait(self):
+            self.waits += 1
+            self.slots = 0 if self.waits < 3 else 1
+            return super().wait() if self._queue else []
+
+    engine = make_engine(tmp_path, trials=3)
+    runner = Elastic(fake_worker.make_setup(), "fake_worker:run")
+    drive_engine(engine, runner, evaluate)
+    assert runner.waits > 3
+    assert {e.state for e in engine.study.entries} == {"complete", "pruned"}
+
+
+def test_stopped_trials_say_why(tmp_path):
+    engine = make_engine(tmp_path, trials=9)
+    jobs = [engine.next_job() for _ in range(2)]
+    engine.stop("asked to stop")
+    engine.stop("the budget is spent")
+    assert engine.stopped == "asked to stop"
+    for value, job in zip((0.8, 0.6), jobs, strict=True):
+        finish_job(engine, value, job)
+    while (job := engine.next_job()) is not None:
+        finish_job(engine, 0.8, job)
+    engine.finish()
+    assert [e.reason for e in engine.study.entries] == [
+        "",
+        "stopped after 1 epochs: asked to stop",
+    ]

@@ -21,11 +21,11 @@ def test_what_was_measured_survives_json():
     assert Measured.from_dict(json.loads(json.dumps(measured(3).to_dict()))) == measured(3)
 
 
-def test_epoch_last_and_seconds_follow_the_rungs():
+def test_done_last_and_seconds_follow_the_rungs():
     entry = Entry(0, PROBE)
-    assert (entry.epoch, entry.last, entry.seconds) == (0, None, 0)
+    assert (entry.done, entry.last, entry.seconds) == (0, None, 0)
     entry = Entry(0, PROBE, rungs={1: measured(1), 3: measured(3)})
-    assert (entry.epoch, entry.last, entry.seconds) == (3, measured(3), 3.0)
+    assert (entry.done, entry.last, entry.seconds) == (3, measured(3), 3.0)
 
 
 def test_a_trial_of_optuna_becomes_an_entry():

@@ -163,9 +163,9 @@ def test_only_fully_trained_trials_are_evaluated(tmp_path):
     bench.train(models, [0], "x", silent)
     for i in (0, 1):
         outcome = bench.trained[(models[i].candidate.fingerprint, 0)]
-        study.record_rung(i, Measured(outcome, 0.5, (0.5,)))
+        study.record_rung(i, outcome.epoch, Measured(outcome, 0.5, (0.5,)))
     study.complete(0)
-    study.prune(1)
+    study.prune(1, "stopped")
     study.record_attempt(2, 9, Outcome("nan", "x"))
     study.fail(2, "x")
     found = evaluations(study, bench.audience, {"auroc": 0.6})

@@ -44,11 +44,11 @@ def test_everything_comes_back(tmp_path):
     study = Study(tmp_path, BOTH, ("auroc", "gap"))
     for lr in (0.1, 0.2, 0.3, 0.4):
         add(study, lr)
-    study.record_rung(0, measured(1, 0.7))
-    study.record_rung(0, measured(3, 0.8))
+    study.record_rung(0, 1, measured(1, 0.7))
+    study.record_rung(0, 3, measured(3, 0.8))
     study.complete(0)
-    study.record_rung(1, measured(1, 0.6))
-    study.prune(1)
+    study.record_rung(1, 1, measured(1, 0.6))
+    study.prune(1, "stopped after 1 epochs")
     study.record_attempt(2, 1, Outcome("nan", "loss is nan"))
     study.fail(2, "nan: loss is nan")
     study.record_attempt(3, 1, Outcome("oom", "no memory"))
@@ -63,10 +63,10 @@ def test_the_journal_is_a_plain_optuna_study(tmp_path):
     study = Study(tmp_path, BOTH)
     for number, floor in enumerate((-0.1, 0.3)):
         add(study, 0.1 * (number + 1))
-        study.record_rung(number, measured(3, 0.8 + number / 100, floor))
+        study.record_rung(number, 3, measured(3, 0.8 + number / 100, floor))
         study.complete(number)
     add(study, 0.3)
-    study.prune(2)
+    study.prune(2, "stopped after 1 epochs")
     loaded = plain_optuna(tmp_path)
     assert [t.state for t in loaded.trials] == [
         TrialState.COMPLETE,
@@ -86,7 +86,7 @@ def test_the_journal_is_a_plain_optuna_study(tmp_path):
 def test_a_driver_killed_between_constraint_and_tell(tmp_path, monkeypatch):
     study = Study(tmp_path, BOTH)
     add(study, 0.1)
-    study.record_rung(0, measured(3, 0.8))
+    study.record_rung(0, 3, measured(3, 0.8))
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
@@ -183,8 +183,8 @@ def test_the_table_has_a_row_for_each_trial(tmp_path):
     study = Study(tmp_path, BOTH, ("auroc", "gap"))
     add(study, 0.1)
     add(study, 0.2)
-    study.record_rung(0, measured(1, 0.7))
-    study.record_rung(0, measured(3, 0.8))
+    study.record_rung(0, 1, measured(1, 0.7))
+    study.record_rung(0, 3, measured(3, 0.8))
     frame = study.frame()
     assert list(frame["number"]) == [0, 1]
     assert frame.loc[0, ["auroc", "gap", "epochs", "train_seconds"]].tolist() == [0.8, 0.2, 3, 3.0]
@@ -196,8 +196,8 @@ def test_states_that_are_still_needed(tmp_path):
     study = Study(tmp_path, BOTH)
     for number in range(3):
         add(study, 0.1 * (number + 1))
-        study.record_rung(number, measured(1, 0.7))
-    study.record_rung(1, measured(3, 0.7))
+        study.record_rung(number, 1, measured(1, 0.7))
+    study.record_rung(1, 3, measured(3, 0.7))
     study.complete(1)
-    study.prune(2)
+    study.prune(2, "stopped after 1 epochs")
     assert study.states_needed() == {"s1", "s3"}

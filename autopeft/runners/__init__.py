@@ -31,7 +31,7 @@ class Runner(Protocol):
         """
 
     def report(self, name: str, tag: str, values: Mapping[str, float]) -> None:
-        """Shows numbers where people watch: gauge ``autopeft_<name>{<tag>=...}`` on a dashboard."""
+        """Shows numbers on a dashboard: the gauge ``autopeft_<name>{<tag>=...}``."""
 
     def close(self) -> None:
         """Ends the workers."""
