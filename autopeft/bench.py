@@ -107,12 +107,14 @@ class Bench:
         study: the journal.
         runner: who executes jobs.
         value: rung metric of a trained model, kept beside it in the journal.
+        tick: called whenever an outcome came.
     """
 
     audience: Audience
     study: Study
     runner: Runner
     value: Callable[[Outcome], float | None]
+    tick: Callable[[], None] = lambda: None
     trained: dict[tuple[str, int], Outcome] = field(default_factory=dict)
 
     def train(self, models: Sequence[Model], repeats: Iterable[int], role: str, bar: Bar) -> None:
@@ -198,6 +200,7 @@ class Bench:
                 running += 1
             for job, outcome in self.runner.wait():
                 running -= 1
+                self.tick()
                 again = _retry(job, outcome)
                 if again is not None and tries.get(job.name, 0) < 2:
                     tries[job.name] = tries.get(job.name, 0) + 1

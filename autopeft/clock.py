@@ -2,49 +2,70 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
-from autopeft import protocol
+from autopeft.files import write_json
+
+_EVERY = 5.0  # seconds between two writes: no more than these are lost by a kill
 
 
 class Clock:
-    """Wall time of a run over all its starts, by part.
+    """Wall time of a run over all its starts, by part. The machine's own clock plays no role.
 
     Args:
-        folder: the run's folder; earlier starts are read from its log.
+        folder: the run's folder; earlier starts are read from its ``clock.json``.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._start = folder, time.monotonic()
-        self.parts: dict[str, float] = {}
-        for event in protocol.read_lines(folder / "log.jsonl"):
-            if event["event"] == "time":
-                self.parts[event["part"]] = self.parts.get(event["part"], 0) + event["seconds"]
-        self._before = sum(self.parts.values())
+        self._file, self._start = folder / "clock.json", time.monotonic()
+        saved = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._parts: dict[str, float] = saved.get("parts", {})
+        self._before: float = saved.get("total", 0.0)
+        self._open: dict[str, float] = {}  # parts that are running now, and since when
+        self._written = self._start
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds by part, those that are running now included."""
+        now = time.monotonic()
+        running = {name: now - since for name, since in self._open.items()}
+        names = dict.fromkeys([*self._parts, *running])
+        return {n: self._parts.get(n, 0.0) + running.get(n, 0.0) for n in names}
 
     def total(self) -> float:
         """Seconds of all starts so far."""
         return self._before + time.monotonic() - self._start
 
+    def tick(self, now: bool = False) -> None:
+        """Writes the time down, at most every few seconds: a killed driver has spent it too."""
+        if now or time.monotonic() - self._written > _EVERY:
+            self._written = time.monotonic()
+            write_json(self._file, {"total": self.total(), "parts": self.parts})
+
     def part(self, name: str) -> Part:
-        """A context whose time is logged under ``name``, also when it ends in an exception."""
+        """A context whose time counts under ``name``, also when it ends in an exception."""
         return Part(self, name)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Enters seconds of one part."""
-        self.parts[name] = self.parts.get(name, 0.0) + seconds
-        protocol.log(self._folder, "time", part=name, seconds=round(seconds, 2))
+    def begin(self, name: str) -> None:
+        """A part starts."""
+        self._open[name] = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """A part ends."""
+        self._parts[name] = self._parts.get(name, 0.0) + time.monotonic() - self._open.pop(name)
+        self.tick(now=True)
 
 
 class Part:
     """See ``Clock.part``."""
 
     def __init__(self, clock: Clock, name: str) -> None:
-        self._clock, self._name, self._start = clock, name, 0.0
+        self._clock, self._name = clock, name
 
     def __enter__(self) -> None:
-        self._start = time.monotonic()
+        self._clock.begin(self._name)
 
     def __exit__(self, *_: object) -> None:
-        self._clock.add(self._name, time.monotonic() - self._start)
+        self._clock.end(self._name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from autopeft import baselines, protocol
@@ -17,8 +18,9 @@ from autopeft.clock import Clock
 from autopeft.engine import Engine, drive
 from autopeft.errors import RunError, UserError
 from autopeft.evaluation import Evaluation, Predictions
-from autopeft.files import lock
-from autopeft.job import Outcome
+from autopeft.files import disk_trouble, lock
+from autopeft.interrupts import Interrupts
+from autopeft.job import Outcome, Setup
 from autopeft.metrics import METRICS
 from autopeft.objective import Objective
 from autopeft.prepare import (
@@ -78,9 +80,23 @@ def run(settings: Settings) -> Result:
     if done is not None:
         return done
     _refuse_foreign(settings)
-    ready = prepare(settings, screen)
-    with lock(settings.run_dir / ".lock"):
-        return _drive(settings, ready, screen)
+    try:
+        ready = prepare(settings, screen)
+        with lock(settings.run_dir / ".lock"):
+            return _drive(settings, ready, screen)
+    except OSError as error:
+        raise _plain(error, settings) from error
+
+
+def _plain(error: OSError, settings: Settings) -> Exception:
+    """A disk that cannot be written to, in one line; any other error as it is."""
+    trouble = disk_trouble(error)
+    where = str(error.filename or settings.run_dir)
+    if not trouble:
+        return error
+    if trouble.startswith("the disk is full") or "quota" in trouble:
+        return RunError(f"{where}: {trouble}. Make space; the same command goes on.")
+    return UserError(trouble, where, "Take a --runs-dir that can be written to.")
 
 
 # ---- the run ------------------------------------------------------------------------------------
@@ -91,20 +107,16 @@ def _drive(settings: Settings, ready: Ready, screen: Screen) -> Result:
     folder, clock = settings.run_dir, Clock(settings.run_dir)
     settings.save(folder / "settings.yaml")
     study = Study(folder, ready.objective.directions, [t.name for t in ready.objective.terms])
-    if study.fact("identity") is None:
-        study.fix("identity", uuid.uuid4().hex)
-    plain = make_setup(settings, ready, study)
-    declared = protocol.write_protocol(folder, declare(settings, ready, plain))
-    protocol.log(folder, "started", protocol=declared, pid=os.getpid(), trials=settings.trials)
-    screen.say(opening(settings, ready, plain))
-    runner = open_runner(settings, plain)
-    audience = make_audience(settings, ready, plain.digest())
-    bench = Bench(audience, study, runner, _rung_value(ready.objective, audience))
+    setup = make_setup(settings, ready, study)
+    declared = _declare(settings, ready, study, setup, screen)
     repeats = range(1, settings.seeds + 1)
-    try:
+    with Interrupts(screen.say) as interrupts, closing(open_runner(settings, setup)) as runner:
+        audience = make_audience(settings, ready, setup.digest())
+        value = _rung_value(ready.objective, audience)
+        bench = Bench(audience, study, runner, value, clock.tick)
         readout, models = _baselines(settings, ready, bench, screen, clock)
         reference = study.fact("reference")
-        _search(settings, ready, bench, reference, clock, screen)
+        _search(settings, ready, bench, reference, clock, screen, interrupts)
         pool = evaluations(study, audience, reference)
         chosen, front, feasible = finalists(pool, ready.objective, settings.confirm)
         if not chosen:
@@ -134,8 +146,27 @@ def _drive(settings: Settings, ready: Ready, screen: Screen) -> Result:
             ready.counted.notes,
         )  # fmt: skip
         return write_answer(answer, screen)
-    finally:
-        runner.close()
+
+
+def _declare(settings: Settings, ready: Ready, study: Study, setup: Setup, screen: Screen) -> str:
+    """Writes down what will be called a success, and says what happened since the last start."""
+    folder = settings.run_dir
+    if study.fact("identity") is None:
+        study.fix("identity", uuid.uuid4().hex)
+    declared = protocol.write_protocol(folder, declare(settings, ready, setup))
+    for line in (study.repaired, *protocol.since_last_start(folder)):
+        if line:
+            screen.say(line)
+    for entry in study.entries:
+        lost = entry.last.outcome.predictions if entry.last and entry.state == "complete" else None
+        if lost and not (folder / "predictions" / lost).exists():
+            raise RunError(
+                f"{folder}/predictions/{lost} of trial {entry.number} is missing. "
+                "Put it back, or take a new --name."
+            )
+    protocol.log_start(folder, protocol=declared, pid=os.getpid(), trials=settings.trials)
+    screen.say(opening(settings, ready, setup))
+    return declared
 
 
 def _baselines(
@@ -169,6 +200,7 @@ def _search(
     reference: dict[str, float],
     clock: Clock,
     screen: Screen,
+    interrupts: Interrupts,
 ) -> None:
     """The outer loop: promotions and new candidates until trials or budget are spent."""
     engine = _engine(settings, ready, bench)
@@ -185,8 +217,13 @@ def _search(
 
         def moment() -> None:
             _stop_when_spent(settings, bench, engine, clock)
+            if interrupts.asked:
+                engine.stop("asked to stop by Ctrl-C")
+            clock.tick()
             done = _rungs_done(bench.study)
             bar(done, max(settings.trials, done))
+            for name, tag, values in _gauges(bench.study, objective):
+                runner.report(name, tag, values)
 
         drive(engine, runner, evaluate, bench.study.done, moment)
     for entry in bench.study.entries:
@@ -217,6 +254,7 @@ def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
         bench.audience.setup,
         settings.batch_size,
         unpaused=lambda candidate: _is_unpaused(candidate, facts),
+        kept=bench.is_there,
     )
 
 
@@ -231,6 +269,20 @@ def _is_unpaused(candidate: Candidate, facts: Facts) -> bool:
     return not candidate.strata or 12 * changed > STATE_LIMIT  # weights and two moments, fp32
 
 
+def _gauges(study: Study, objective: Objective) -> list[tuple[str, str, dict[str, float]]]:
+    """What a dashboard shows of the search: gauge, its tag, and a number for each value of it."""
+    states = dict.fromkeys(("running", "complete", "pruned", "fail"), 0.0)
+    for entry in study.entries:
+        states[entry.state] += 1
+    done = [e.last.values for e in study.entries if e.state == "complete" and e.last]
+    best = {}
+    for index, term in enumerate(objective.terms):
+        values = [v for row in done if (v := row[index]) is not None]
+        if values:
+            best[term.name] = max(values) if term.direction == "maximize" else min(values)
+    return [("trials", "state", states), ("best_value", "term", best)]
+
+
 def _stop_when_spent(settings: Settings, bench: Bench, engine: Engine, clock: Clock) -> None:
     """Stops the search when what is left of the budget is needed for confirmation."""
     if settings.budget is None:
@@ -238,7 +290,7 @@ def _stop_when_spent(settings: Settings, bench: Bench, engine: Engine, clock: Cl
     costs = [o.cost.train_seconds for o in bench.trained.values() if o.cost]
     each = max(costs, default=0.0)
     trainings = settings.confirm * settings.seeds + 3 * (settings.seeds + 1)
-    if clock.total() + each * trainings / bench.runner.slots > settings.budget:
+    if clock.total() + each * trainings / max(1, bench.runner.slots) > settings.budget:
         engine.stop("the budget is spent")
 
 

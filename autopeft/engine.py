@@ -52,6 +52,7 @@ class Engine:
         batch_size: images a step; halved for a retry after out-of-memory.
         eta: one in ``eta`` trials is promoted.
         unpaused: candidates whose state is too large to keep: trained in one stretch.
+        kept: whether an outcome's files are still there; a trial without them begins again.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class Engine:
         batch_size: int = 32,
         eta: int = 3,
         unpaused: Callable[[Candidate], bool] = lambda candidate: False,
+        kept: Callable[[Outcome], bool] = lambda outcome: True,
     ) -> None:
         self.study, self.objective, self.ladder = study, objective, ladder
         self.trials, self.exhausted = trials, False
         self._propose, self._setup, self._eta = propose, setup, eta
-        self._batch_size, self._unpaused = batch_size, unpaused
+        self._batch_size, self._unpaused, self._kept = batch_size, unpaused, kept
         self._stopped = ""  # why nothing new is started any more
         self._out: dict[str, int] = {}  # fingerprint -> trial that a worker holds
         self._due: set[int] = set()  # trials that go on without a promotion
@@ -109,6 +111,9 @@ class Engine:
         self._out[entry.candidate.fingerprint] = entry.number
         self._due.discard(entry.number)
         part, start, stop = self.ladder.stretch(entry.done, self._target(entry))
+        state = entry.last.outcome.state if entry.last and start else None
+        if entry.last and not self._kept(entry.last.outcome):
+            start, state = 0, None  # the same values again: training is deterministic
         return Job(
             kind="rung",
             setup=self._setup,
@@ -116,7 +121,7 @@ class Engine:
             part=part,
             start=start,
             stop=stop,
-            state=entry.last.outcome.state if entry.last and start else None,
+            state=state,
             micro_batch=self._micro_batch(entry),
         )
 
@@ -189,6 +194,8 @@ class Engine:
         else:  # what is on its way, then what is paused nearest to the end
             begun = [n for n in self._due if self.study.entry(n).rungs]
             number = min(begun) if begun else self._promotion.nearest()
+            if number is None and self._due:
+                number = min(self._due)
         return self.study.entry(number) if number is not None else None
 
     def _new_entry(self) -> Entry | None:

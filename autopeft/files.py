@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,37 @@ from pathlib import Path
 from typing import IO, Any
 
 from autopeft.errors import UserError
+
+_TROUBLE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "writing is not permitted",
+    errno.EPERM: "writing is not permitted",
+}
+
+
+def disk_trouble(error: BaseException) -> str:
+    """What is wrong with the disk, in words; empty where it is something else.
+
+    Libraries written in other languages pass the system's message on as text only.
+    """
+    if isinstance(error, OSError):
+        return _TROUBLE.get(error.errno or 0, "")
+    text = str(error)
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    found = (number for number in known if f"os error {number})" in text)
+    return next((_TROUBLE[number] for number in found), "")
+
+
+def reserve(path: Path) -> None:
+    """Takes the disk space of a sparse file: a full disk is said now, not by a signal later.
+
+    A memory map that meets a full disk ends its process (SIGBUS), with no word to anyone.
+    """
+    if hasattr(os, "posix_fallocate"):  # Linux
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
 
 
 def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:

@@ -42,6 +42,36 @@ def log(run_dir: Path, event: str, **facts: Any) -> None:
     append_line(run_dir / "log.jsonl", {"time": now, "event": event, **facts})
 
 
+def log_start(run_dir: Path, **facts: Any) -> None:
+    """Logs that a driver starts, and where: a copied folder is known by it."""
+    log(run_dir, "started", place=place(run_dir), **facts)
+
+
+def place(run_dir: Path) -> str:
+    """Names this copy of a run: its journal's own file, which moves along but is not copied."""
+    return hashlib.sha256(str((run_dir / "study.journal").stat().st_ino).encode()).hexdigest()[:8]
+
+
+def since_last_start(run_dir: Path) -> list[str]:
+    """What a user should know that happened to the folder since its last start, in lines."""
+    events, lines = read_lines(run_dir / "log.jsonl"), list[str]()
+    if events:
+        last = datetime.fromisoformat(max(e["time"] for e in events))
+        back = (last - datetime.now(UTC)).total_seconds()
+        if back > 60:
+            lines.append(
+                f"this machine's clock is {back:.0f} s before the last entry of log.jsonl; times "
+                "in it are out of order, and nothing depends on them"
+            )
+    started = [e["place"] for e in events if e["event"] == "started" and "place" in e]
+    if started and started[-1] != place(run_dir):
+        lines.append(
+            "this folder is a copy of a run: it goes on from here by itself, and what another "
+            "copy does is not known to it; each of them looks at the test patients on its own"
+        )
+    return lines
+
+
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Appends one JSON line; a torn last line of a killed process is closed first."""
     torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"

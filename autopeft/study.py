@@ -54,7 +54,13 @@ class Study:
         self.names = tuple(names)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "study.journal"
-        self.torn = repair(path)
+        torn = repair(path)
+        self.repaired = (
+            f"the journal ended inside a line (the driver was killed there): {torn} bytes were "
+            "cut off and kept beside it; what they began is done again"
+            if torn
+            else ""
+        )
         storage = JournalStorage(JournalFileBackend(str(path)))
         self._search = _open(storage, "search", self.directions)
         self._confirm = _open(storage, "confirm", ("maximize",))

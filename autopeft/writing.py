@@ -61,7 +61,7 @@ def _score(answer: Answer, screen: Screen) -> None:
         Path(settings.runs_dir),
         rows["test"].patient.tolist(),
         settings.run_name,
-        bench.study.fact("identity"),
+        f"{bench.study.fact('identity')}-{protocol.place(settings.run_dir)}",
     )
     with screen.bar("scoring test patients") as bar:
         _keep(answer, bench.predict(answer.models, [0, *answer.repeats], "test", bar))

@@ -1,24 +1,53 @@
-"""Wall time adds up over the starts of a run."""
+"""Wall time adds up over the starts of a run, and the machine's clock plays no role."""
 
 from __future__ import annotations
+
+import json
+import time
 
 import pytest
 
 from autopeft.clock import Clock
 
 
-def test_parts_of_earlier_starts_are_kept(tmp_path):
+@pytest.fixture
+def now(monkeypatch):
+    """A monotonic clock that the test sets; the machine's own one is broken."""
+    seconds = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(time, "time", lambda: pytest.fail("the machine's clock was read"))
+    return seconds
+
+
+def test_parts_of_earlier_starts_are_kept(tmp_path, now):
     first = Clock(tmp_path)
-    first.add("search", 10.0)
-    first.add("search", 5.0)
-    first.add("test", 1.0)
+    for name, seconds in (("search", 10), ("search", 5), ("test", 1)):
+        with first.part(name):
+            now[0] += seconds
+    now[0] = 3.0  # another process, perhaps another machine: its clock starts elsewhere
     again = Clock(tmp_path)
     assert again.parts == {"search": 15.0, "test": 1.0}
-    assert again.total() == pytest.approx(16.0, abs=0.5)
+    now[0] += 2
+    assert again.total() == 18.0
 
 
-def test_a_part_that_fails_is_logged_too(tmp_path):
+def test_a_kill_loses_a_few_seconds_at_most(tmp_path, now):
+    clock = Clock(tmp_path)
+    clock.begin("search")
+    for _ in range(9):
+        now[0] += 4
+        clock.tick()
+    now[0] += 3  # killed here: 39 seconds are spent, 32 or more are known
+    assert Clock(tmp_path).total() == 32
+    assert Clock(tmp_path).parts == {"search": 32}
+
+
+def test_a_part_that_fails_counts_too(tmp_path, now):
     clock = Clock(tmp_path)
     with pytest.raises(ValueError, match="x"), clock.part("search"):
+        now[0] += 7
         raise ValueError("x")
-    assert "search" in Clock(tmp_path).parts
+    assert json.loads((tmp_path / "clock.json").read_text()) == {
+        "total": 7.0,
+        "parts": {"search": 7.0},
+    }

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 
+from autopeft import protocol
 from autopeft.errors import RunError
 from autopeft.files import lock
-from autopeft.protocol import append_line, log, look, read_lines, write_protocol
+from autopeft.protocol import (
+    append_line,
+    log,
+    log_start,
+    look,
+    place,
+    read_lines,
+    since_last_start,
+    write_protocol,
+)
 
 CONTENT = {"alpha": 0.05, "splits": {"train": "3+ / 4-"}, "rungs": (1, 3)}
 
@@ -77,3 +89,46 @@ def test_two_runs_that_end_together_both_get_in(tmp_path):
             process.wait(1.5)
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out.strip()) == (0, b"1")
+
+
+# ---- what happened since the last start ---------------------------------------------------------
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A run folder that was started once."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "study.journal").write_text("{}\n")
+    log_start(folder, trials=3)
+    return folder
+
+
+def test_an_ordinary_restart_has_nothing_to_say(started):
+    assert since_last_start(started) == []
+    assert since_last_start(started.rename(started.with_name("moved"))) == []
+
+
+def test_a_copy_is_told_apart_and_looks_at_the_test_patients_itself(started, tmp_path):
+    copy = Path(shutil.copytree(started, tmp_path / "copy"))
+    [line] = since_last_start(copy)
+    assert line.startswith("this folder is a copy of a run")
+    assert place(copy) != place(started)
+    looks = [look(tmp_path, ["a", "b"], "run", f"id-{place(f)}") for f in (started, copy, started)]
+    assert looks == [1, 2, 1]
+    log_start(copy)
+    assert since_last_start(copy) == []  # said once
+
+
+def test_a_clock_that_was_moved_back_is_said_and_harmless(started, monkeypatch):
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) - timedelta(days=1)
+
+    monkeypatch.setattr(protocol, "datetime", Yesterday)
+    [line] = since_last_start(started)
+    assert line.startswith("this machine's clock is 86")
+    log_start(started)
+    monkeypatch.undo()
+    assert since_last_start(started) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from autopeft.errors import RunError, UserError
+from autopeft.files import disk_trouble
 from autopeft.job import Job, Outcome, Setup
 
 Function = Callable[[Setup, Job], Outcome]
@@ -53,6 +54,10 @@ class Resources(Protocol):
         """GPU share of a worker; 0 = decided here."""
 
     @property
+    def address(self) -> str:
+        """Of an existing Ray cluster; empty = one on this machine."""
+
+    @property
     def quiet(self) -> bool:
         """No word on stderr."""
 
@@ -61,7 +66,7 @@ def open_runner(settings: Resources, setup: Setup, function: str = "autopeft.tri
     """Starts the runner that the settings ask for.
 
     Args:
-        settings: ``runner``, ``workers``, ``gpus_per_worker``, ``quiet``.
+        settings: ``runner``, ``workers``, ``gpus_per_worker``, ``address``, ``quiet``.
         setup: sent to every worker once; its ``threads`` are a worker's CPU cores.
         function: dotted name of what does the work, ``module:function(setup, job) -> Outcome``.
             Names cross processes, loaded objects do not.
@@ -94,9 +99,23 @@ def guarded(function: Function, setup: Setup, job: Job) -> Outcome:
         raise
     except MemoryError as error:
         return Outcome("oom", _one_line(error), job.start)
-    except Exception as error:  # a bug or a full disk must not take the study down
+    except Exception as error:  # a bug must not take the study down
+        stop_on_disk_trouble(error)
         text = traceback.format_exc()
         return Outcome("error", _one_line(error), job.start, extra={"traceback": text})
+
+
+def stop_on_disk_trouble(error: Exception) -> None:
+    """A full disk is no candidate's fault: the run stops, and goes on when there is space.
+
+    Raises:
+        RunError: the disk is full or read-only.
+    """
+    trouble = disk_trouble(error)
+    # A file that may not be read is an error like any other.
+    if trouble and not isinstance(error, PermissionError):
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        raise RunError(f"{where}{trouble}. Make space; the same command goes on.") from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from autopeft.errors import UserError
-from autopeft.files import inside, lock, write_json
+from autopeft.files import inside, lock, reserve, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -280,6 +280,8 @@ def _open_maps(folder: Path, rule: Rule, shape: tuple[int, ...]) -> tuple[Any, A
         np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=s)
         for name, s in zip(names, (shape, shape[:1]), strict=True)
     )
+    for name in names:
+        reserve(name)
     write_json(folder / "rule.json", asdict(rule))  # last: it says that the maps are whole
     return maps  # type: ignore[return-value]
 
