@@ -1,0 +1,136 @@
+"""The fast path computes what peft's own layers compute."""
+
+import copy
+
+import pytest
+import torch
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import nn
+
+from autopeft.methods import build, canonical
+from autopeft.training import fast
+from autopeft.training.fast import Casts, LowRank, speed_up
+from autopeft.training.precision import autocast
+
+
+def lora(vit, **changes):
+    raw = {"method": "lora", "blocks": "all", "r": 4, "lora_alpha": 8, "lr": 1e-3, **changes}
+    adapted = build(vit, canonical(raw, vit.facts), 2, seed=0, repeat=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.trainable.values():  # B starts at zero: then nothing is tested
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    adapted.set_train(True)
+    return adapted
+
+
+def gradients(adapted, pixels, precision="fp32"):
+    with autocast(precision):
+        logits = adapted.logits(pixels)
+    (logits.float() ** 2).sum().backward()
+    return logits.detach().float(), {n: p.grad.clone() for n, p in adapted.trainable.items()}
+
+
+@pytest.fixture
+def pixels(vit):
+    size = vit.facts.image_size
+    return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_function_has_the_right_gradients(bias):
+    torch.manual_seed(0)
+    x, a, b = (torch.randn(s, dtype=torch.float64) for s in ((2, 3, 5), (2, 5), (4, 2)))
+    w, c = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    for t in (x, a, b):
+        t.requires_grad_()
+    c = c if bias else None
+
+    def plain(x, a, b):
+        return nn.functional.linear(x, w, c) + 0.5 * (x @ a.t()) @ b.t()
+
+    torch.testing.assert_close(LowRank.apply(x, w, c, a, b, 0.5), plain(x, a, b))
+    for ours, theirs in zip(
+        torch.autograd.grad(LowRank.apply(x, w, c, a, b, 0.5).pow(2).sum(), (x, a, b)),
+        torch.autograd.grad(plain(x, a, b).pow(2).sum(), (x, a, b)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-5)
+
+
+def test_a_step_equals_peft_s_own_in_fp32(vit, pixels):
+    plain, quick = lora(vit), lora(vit)
+    speed_up(quick, "fp32", Casts())
+    replaced = [m for m in quick.network.model.modules() if isinstance(m, PeftLinear)]
+    assert replaced
+    assert all(m.forward.__func__ is fast._lora_forward for m in replaced)
+    expected, found = gradients(plain, pixels), gradients(quick, pixels)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    assert found[1].keys() == expected[1].keys()
+    for name in expected[1]:
+        torch.testing.assert_close(found[1][name], expected[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_in_bf16_lies_as_near_to_fp32_as_autocast_does(vit, pixels):
+    exact = gradients(lora(vit), pixels)
+    auto = gradients(lora(vit), pixels, "bf16")
+    quick = lora(vit)
+    speed_up(quick, "bf16", Casts())
+    ours = gradients(quick, pixels, "bf16")
+
+    def distance(found):
+        return sum((found[1][n] - exact[1][n]).norm() ** 2 for n in exact[1]).sqrt()
+
+    size = sum(g.norm() ** 2 for g in exact[1].values()).sqrt()
+    assert distance(ours) < max(2 * distance(auto), 0.02 * size)
+    assert all(g.dtype == torch.float32 for g in ours[1].values())
+
+
+def test_frozen_weights_are_cast_once_for_all_forks_and_the_resident_is_left_alone(vit):
+    before = {n: (p.dtype, p.data_ptr()) for n, p in vit.model.named_parameters()}
+    casts = Casts()
+    one, two = lora(vit), lora(vit, r=2)
+    speed_up(one, "bf16", casts)
+    speed_up(two, "bf16", casts)
+    pairs = zip(one.network.model.parameters(), two.network.model.parameters(), strict=True)
+    frozen = [(a, b) for a, b in pairs if not a.requires_grad]
+    assert len(frozen) > 20
+    assert all(a.dtype == torch.bfloat16 and a.data_ptr() == b.data_ptr() for a, b in frozen)
+    assert all(p.dtype == torch.float32 for p in one.trainable.values())
+    assert before == {n: (p.dtype, p.data_ptr()) for n, p in vit.model.named_parameters()}
+
+
+@pytest.mark.parametrize("changes", [{"lora_dropout": 0.1}, {"use_dora": True}])
+def test_other_layers_stay_peft_s_own(vit, pixels, changes):
+    adapted = lora(vit, **changes)
+    speed_up(adapted, "bf16", Casts())
+    layers = [m for m in adapted.network.model.modules() if isinstance(m, PeftLinear)]
+    assert layers
+    assert not any("forward" in vars(m) for m in layers)
+    logits, found = gradients(adapted, pixels, "bf16")
+    assert logits.isfinite().all()
+    assert all(g.isfinite().all() and g.abs().sum() > 0 for g in found.values())
+
+
+@pytest.mark.parametrize("method", ["bitfit", "full"])
+def test_methods_that_train_plain_parameters_train_in_fp32(vit, pixels, method):
+    raw = {"method": method, "blocks": 1, "lr": 1e-3}
+    adapted = build(vit, canonical(raw, vit.facts), 2, seed=0, repeat=0)
+    plain = copy.deepcopy(adapted)
+    speed_up(adapted, "bf16", Casts())
+    logits, found = gradients(adapted, pixels, "bf16")
+    reference, expected = gradients(plain, pixels)
+    assert (logits - reference).norm() < 0.05 * reference.norm() + 0.05
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - expected[name]).norm() < 0.1 * expected[name].norm() + 0.05, name
+
+
+def test_attention_is_explicit_only_where_the_fused_one_is_slow(vit):
+    for precision, fused in (("bf16", False), ("fp32", True)):
+        adapted = lora(vit)
+        speed_up(adapted, precision, Casts())
+        modules = adapted.network.model.modules()
+        found = {m.fused_attn for m in modules if hasattr(m, "fused_attn")}
+        assert found == {fused}
