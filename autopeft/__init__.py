@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from autopeft.adapter import load_adapter
     from autopeft.driver import search
     from autopeft.errors import RunError, UserError
+    from autopeft.methods.own import register_methods
     from autopeft.objective import AtLeast, AtMost, Objective, Term
     from autopeft.result import Result, load_result
+    from autopeft.rungs import open_rungs
     from autopeft.settings import Settings
 
 _HOME = {
@@ -29,6 +31,8 @@ _HOME = {
     "UserError": "errors",
     "load_adapter": "adapter",
     "load_result": "result",
+    "open_rungs": "rungs",
+    "register_methods": "methods.own",
     "search": "driver",
 }
 
@@ -44,6 +48,8 @@ __all__ = [
     "__version__",
     "load_adapter",
     "load_result",
+    "open_rungs",
+    "register_methods",
     "search",
 ]
 

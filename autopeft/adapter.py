@@ -21,7 +21,9 @@ from autopeft.errors import UserError
 from autopeft.methods import canonical
 from autopeft.methods.adapted import Adapted, build
 from autopeft.methods.lora import lora_config
+from autopeft.methods.merge import can_merge as can_merge
 from autopeft.methods.merge import merged_state
+from autopeft.methods.own import check_origins, origins
 from autopeft.version import __version__
 
 CONFIG, WEIGHTS, OURS, CARD = (
@@ -67,6 +69,7 @@ def save(adapted: Adapted, folder: Path, meta: Mapping[str, Any]) -> None:
         "version": __version__,
         "candidate": candidate.to_dict(),
         "fingerprint": candidate.fingerprint,
+        "methods_from": origins(candidate),
         "backbone": {k: getattr(facts, k) for k in _BACKBONE},
         "trainable_params": adapted.trainable_params,
         "adapter_bytes": adapted.adapter_bytes,
@@ -94,7 +97,9 @@ def load_adapter(
         network: a backbone that is in memory already; it is not touched.
 
     Raises:
-        UserError: no adapter folder, damaged files, or a backbone with other weights.
+        UserError: no adapter folder, damaged files, a backbone with other weights, or a method of
+            a user's own whose file was not given to ``register_methods`` (a folder's files are
+            data: nothing in them is ever executed).
     """
     folder = Path(folder)
     ours = _read_json(folder / OURS)
@@ -105,6 +110,8 @@ def load_adapter(
         raise UserError(f"lacks {', '.join(sorted(absent))}", str(folder / OURS))
     network = network or _backbone(ours, weights, str(folder))
     _check_base(network, ours["backbone"], str(folder))
+    used = [stratum["method"] for stratum in ours["candidate"]["strata"]]
+    check_origins(used, ours.get("methods_from", {}), str(folder))
     candidate = canonical(ours["candidate"], network.facts)
     adapted = build(network, candidate, len(ours["classes"]), seed=0, repeat=0)
     try:
@@ -283,6 +290,10 @@ def _card(adapted: Adapted, ours: Mapping[str, Any]) -> str:
     lines = "".join(f"- {line}\n" for line in ours.get("license", ()))
     thresholds = ", ".join("none" if t is None else f"{t:.4g}" for t in ours["thresholds"])
     given = f', weights="{ours["weights"]}"' if ours["weights"] else ""
+    files = sorted({(o["file"], o["sha256"]) for o in ours["methods_from"].values()})
+    needed = "".join(f"- Needs the method's file {f}, sha256 `{sha}`\n" for f, sha in files)
+    register = "".join(f'autopeft.register_methods("{f}")\n' for f, _ in files)
+    door = f"import autopeft\n{register}" if files else ""
     library = "peft" if _is_peft(adapted) else "autopeft"
     return f"""---
 base_model: timm/{name}
@@ -301,9 +312,9 @@ tags: [autopeft, {candidate.method}]
 - Images are made square by `{ours["fit"]}`
 - Trained parameters: {adapted.trainable_params:,} ({adapted.adapter_bytes:,} bytes)
 - Fingerprint: `{candidate.fingerprint}`
-
+{needed}
 ```python
-from autopeft import load_adapter
+{door}from autopeft import load_adapter
 
 model = load_adapter("FOLDER"{given})
 model.predict(["image.png"])

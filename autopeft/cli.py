@@ -116,7 +116,13 @@ def search(
     workers: Annotated[str, typer.Option(help="Number of workers, or auto.")] = "auto",
     cpus_per_worker: Annotated[int, typer.Option(help="Threads of a worker; 0 = share.")] = 0,
     gpus_per_worker: Annotated[float, typer.Option(help="GPU share of a worker.")] = 0.0,
+    address: Annotated[
+        str, typer.Option(help="Existing Ray cluster: auto or host:port; implies --runner ray.")
+    ] = "",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    cache_gb: Annotated[
+        float | None, typer.Option(help="Disk for frozen states; default a quarter of the free.")
+    ] = None,
     views: Annotated[int, typer.Option(help="Augmented views; 1 = plain, 0 = always new.")] = 4,
     confirm: Annotated[int, typer.Option(help="Finalists.")] = 3,
     seeds: Annotated[int, typer.Option(help="Fresh seeds of a finalist.")] = 3,

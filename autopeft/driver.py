@@ -239,7 +239,7 @@ def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
     proposer = Proposer(
         bench.study,
         lambda trial: canonical(space.ask(trial, facts, has_groups), facts),
-        space.defaults(facts, has_groups),
+        space.defaults(facts, has_groups, len(ready.task.rows("train"))),
         epoch_ladder(settings.epochs),
         settings.sampler,
         settings.seed,

@@ -71,6 +71,7 @@ class Setup:
         threads: torch threads of a worker.
         seed: the settings' ``--seed``.
         offline: never ask a hub.
+        cache_bytes: what frozen states may take in ``cache``; 0 = none are kept.
         plugins: methods of the user's own, each (name, source text, sha256): nodes of a cluster
             do not see the user's files.
         simulated: parameters of a simulated worker (``autopeft.simulated``); None = real training.
@@ -94,12 +95,13 @@ class Setup:
     threads: int
     seed: int
     offline: bool = False
+    cache_bytes: int = 0
     plugins: tuple[tuple[str, str, str], ...] = ()
     simulated: Mapping[str, float] | None = None
 
     def digest(self) -> str:
         """Hash over everything that affects values (not where files happen to lie)."""
-        places = ("rows", "weights", "images", "cache", "run_dir", "offline")
+        places = ("rows", "weights", "images", "cache", "run_dir", "offline", "cache_bytes")
         plain = {k: v for k, v in vars(self).items() if k not in places}
         h = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
         for split in sorted(self.rows):

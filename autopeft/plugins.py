@@ -1,7 +1,7 @@
-"""Finds a search space or an objective by name or path: built-ins and users' files, one door.
+"""Finds a search space, an objective or a method's file: built-ins and users' files, one door.
 
-A file is executed only when it was asked for by name. Names cross process borders, never what was
-loaded: the other side looks the name up again.
+A file is executed only when it was asked for by name. What was loaded never crosses a process
+border: the other side looks the name up again, or executes the same text.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -79,7 +81,7 @@ def execute(plugin: Plugin) -> ModuleType:
     Raises:
         UserError: the file failed; one line that names file and line.
     """
-    key = hashlib.sha256(str(plugin.path.resolve()).encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{plugin.path}\0{plugin.text}".encode()).hexdigest()[:12]
     module = ModuleType(f"autopeft_plugin_{plugin.name}_{key}")
     module.__file__ = str(plugin.path)
     # A dataclass in the user's file looks its own module up while it is being made.
@@ -92,6 +94,38 @@ def execute(plugin: Plugin) -> ModuleType:
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise UserError(" ".join(what.split()), place(error, str(plugin.path))) from error
     return module
+
+
+@contextmanager
+def blamed(plugins: Sequence[Plugin]) -> Iterator[None]:
+    """Names file and line where a user's Python file fails later, when what it defines is called.
+
+    Raises:
+        UserError: in place of any other exception that passed through one of the files.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        for plugin in plugins:
+            where = place(error, str(plugin.path))
+            if where != str(plugin.path):
+                what = " ".join(f"{type(error).__name__}: {error}".split())
+                raise UserError(what, where) from error
+        raise
+
+
+def read_python(path: str | Path) -> Plugin:
+    """A user's Python file, read and not executed.
+
+    Raises:
+        UserError: no such file, not Python by its ending, or not UTF-8 text.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".py":
+        raise UserError("is no .py file", str(path), "Name a Python file such as ./gate.py.")
+    return _plugin(path, "file", "Check the path.")
 
 
 def place(error: BaseException, file: str) -> str:
@@ -108,17 +142,18 @@ def _read(kind: PluginKind, path: Path) -> Plugin:
     allowed = (suffix, ".yml") if suffix == ".yaml" else (suffix,)
     if path.suffix not in allowed:
         raise UserError(f"{str(path)!r} is no {suffix} file", _FLAG[kind], f"Use {suffix}.")
+    fix = f"Check the path, or use a built-in: {', '.join(names(kind))}."
+    return _plugin(path, _word(kind), fix)
+
+
+def _plugin(path: Path, word: str, fix: str) -> Plugin:
     try:
         data = path.read_bytes()
         text = data.decode("utf-8")
     except OSError as error:
-        raise UserError(
-            f"the {_word(kind)} cannot be read ({error.strerror})",
-            str(path),
-            f"Check the path, or use a built-in: {', '.join(names(kind))}.",
-        ) from None
+        raise UserError(f"the {word} cannot be read ({error.strerror})", str(path), fix) from None
     except UnicodeDecodeError:
-        raise UserError(f"the {_word(kind)} is not UTF-8 text", str(path)) from None
+        raise UserError(f"the {word} is not UTF-8 text", str(path)) from None
     return Plugin(path.stem, path, text, hashlib.sha256(data).hexdigest())
 
 

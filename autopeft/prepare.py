@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from autopeft.data.counted import CountedGroups, check_groups
 from autopeft.data.task import Task
 from autopeft.errors import UserError
 from autopeft.job import Rows, Setup
+from autopeft.methods.own import register_files, ship, try_methods
 from autopeft.metrics.groups import LEAST
 from autopeft.objective import Objective, load_objective
+from autopeft.plugins import Plugin
 from autopeft.progress import Screen
 from autopeft.result import Result, load_result
-from autopeft.schedule import rungs
+from autopeft.schedule import epoch_ladder
 from autopeft.settings import Settings
 from autopeft.space import Space, load_space
 from autopeft.study import Study
@@ -51,6 +54,8 @@ def finished(settings: Settings) -> Result | None:
     saved = settings_file.from_mapping(settings_file.load(saved_file), str(saved_file))
     settings.check_same(saved)
     if not (folder / "result.json").exists():
+        if (folder / "protocol.yaml").exists():
+            _check_unchanged(settings, folder, "started")
         return None
     if settings.trials > saved.trials:
         raise UserError(
@@ -59,32 +64,39 @@ def finished(settings: Settings) -> Result | None:
             "More trials would be chosen knowing the test; take a new --name.",
         )
     result = load_result(folder)
-    _check_unchanged(settings, folder)
+    # So that the result's adapters can be loaded where they were made with a method of one's own.
+    register_files(_check_unchanged(settings, folder, "finished"))
     return result
 
 
-def _check_unchanged(settings: Settings, folder: Path) -> None:
-    """Refuses an old answer to a new question: other data, objective or space under one name."""
+def _check_unchanged(settings: Settings, folder: Path, word: str) -> tuple[Plugin, ...]:
+    """Refuses an old answer to a new question: another objective, space, method or other data.
+
+    Returns:
+        The files of the user's own methods, as they were.
+    """
     declared = yaml.safe_load((folder / "protocol.yaml").read_text())
-    task = load_task(settings, Path(settings.runs_dir) / ".cache")
-    now = {
-        "data": (declared["task"]["digest"], task.digest),
-        "objective": (
-            declared["objective_sha256"],
-            plugins.find("objectives", settings.objective).sha256,
-        ),
-        "space": (
-            declared["space_sha256"],
-            plugins.find("search_spaces", settings.space).sha256,
-        ),
-    }
-    changed = [name for name, (then, found) in now.items() if then != found]
+    objective = plugins.find("objectives", settings.objective)
+    space = plugins.find("search_spaces", settings.space)
+    changed = ["objective"] if objective.sha256 != declared["objective_sha256"] else []
+    files: tuple[Plugin, ...] = ()
+    if space.sha256 != declared["space_sha256"]:
+        changed.append("space")
+    else:
+        files = load_space(settings.space).plugins
+        then = {f["file"]: f["sha256"] for f in declared.get("methods_from", ())}
+        changed += [f.path.name for f in files if f.sha256 != then.get(f.path.name)]
+    # A run that goes on loads its task anyway, and its setup's digest is compared then.
+    if word == "finished":
+        task = load_task(settings, Path(settings.runs_dir) / ".cache")
+        changed += ["data"] if task.digest != declared["task"]["digest"] else []
     if changed:
         raise UserError(
-            f"{' and '.join(changed)} changed since this run was finished",
+            f"{' and '.join(changed)} changed since this run was {word}",
             str(folder),
             "Take a new --name for the new question.",
         )
+    return files
 
 
 def prepare(settings: Settings, screen: Screen) -> Ready:
@@ -97,6 +109,7 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     objective = load_objective(settings.objective)
     baselines.names(settings.baselines, "groups" in objective.needs)
     space = load_space(settings.space)
+    register_files(space.plugins)
     _check_sampler(settings, space)
     # The synthetic task writes its images, so the backbone is tried first; a real table may be
     # wrong in many ways, and finding out must not wait for a download.
@@ -106,7 +119,9 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     )
     for line in network.warnings:
         screen.say(line)
-    space.check(network.facts, METHODS, True, canonical)
+    with plugins.blamed(space.plugins):
+        space.check(network.facts, METHODS, True, canonical)
+    try_methods(space.plugins, network)
     task = task or load_task(settings, cache)
     needed = "groups" in objective.needs
     counted = check_groups(task, settings, needed or bool(settings.group))
@@ -152,17 +167,19 @@ def _check_sampler(settings: Settings, space: Space) -> None:
         )
 
 
-def make_setup(settings: Settings, ready: Ready, study: Study) -> Setup:
+def make_setup(settings: Settings, ready: Ready, study: Study | None = None) -> Setup:
     """What workers get. Threads and precision are decided at the first start and kept."""
     from autopeft.training.precision import decide
 
-    machine = study.fact("machine")
+    machine = study.fact("machine") if study else None
     if machine is None:
         cores = os.cpu_count() or 1
         workers = settings.workers or (max(1, cores // 2) if settings.runner == "ray" else 1)
         threads = settings.cpus_per_worker or max(1, cores // workers)
         precision = decide(settings.precision, threads)
-        machine = study.fix("machine", {"threads": threads, "precision": precision})
+        machine = {"threads": threads, "precision": precision}
+        if study:
+            study.fix("machine", machine)
     task, facts = ready.task, ready.network.facts
     return Setup(
         kind=task.kind,
@@ -183,7 +200,16 @@ def make_setup(settings: Settings, ready: Ready, study: Study) -> Setup:
         threads=machine["threads"],
         seed=settings.seed,
         offline=settings.offline,
+        cache_bytes=_cache_bytes(settings),
+        plugins=ship(ready.space.plugins),
     )
+
+
+def _cache_bytes(settings: Settings) -> int:
+    """``--cache-gb``; by default a quarter of the free disk, at most 20 GB."""
+    if settings.cache_gb is not None:
+        return int(settings.cache_gb * 1e9)
+    return min(20 * 10**9, shutil.disk_usage(settings.runs_dir).free // 4)
 
 
 def make_audience(settings: Settings, ready: Ready, setup: str) -> Audience:
@@ -229,9 +255,9 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
         "objective_sha256": plugins.find("objectives", settings.objective).sha256,
         "space_sha256": plugins.find("search_spaces", settings.space).sha256,
         "space": settings.space,
-        "trials": settings.trials,
+        "methods_from": [{"file": f.path.name, "sha256": f.sha256} for f in ready.space.plugins],
         "epochs": settings.epochs,
-        "rungs": list(rungs(settings.epochs)),
+        "rungs": list(epoch_ladder(settings.epochs).stops),
         "finalists": f"{settings.confirm}, and always the linear probe at its best readout",
         "seeds": settings.seeds,
         "baselines": list(wanted),

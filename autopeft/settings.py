@@ -17,8 +17,18 @@ from autopeft.files import write_text
 
 # What may change between two starts of one run: it changes where and how long, never a value.
 MAY_CHANGE = frozenset(
-    {"trials", "budget", "workers", "runner", "gpus_per_worker", "offline", "quiet", "json"}
-    | {"debug", "runs_dir", "data_root", "name"}
+    {
+        "trials",
+        "budget",
+        "workers",
+        "runner",
+        "gpus_per_worker",
+        "cache_gb",
+        "offline",
+        "quiet",
+        "json",
+    }
+    | {"debug", "runs_dir", "data_root", "name", "address"}
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -41,6 +51,7 @@ _AT_LEAST = {
     "image_size": 8,
     "budget": 1.0,
     "gpus_per_worker": 0.0,
+    "cache_gb": 0.0,
     "margin": 0.0,
     "workers": 0,
 }
@@ -90,7 +101,10 @@ class Settings:
         workers: number of workers; 0 = one per 2 cores or GPU.
         cpus_per_worker: torch threads of a worker; 0 = cores // workers.
         gpus_per_worker: GPU share of a worker.
+        address: of an existing Ray cluster, ``auto`` or ``HOST:PORT``; empty = one on this
+            machine. Implies ``runner="ray"``.
         precision: number format of the frozen network while searching.
+        cache_gb: disk space for frozen states; None = a quarter of what is free, at most 20.
         views: augmented views of an image; 1 = plain only, 0 = a new one at each epoch.
         confirm: finalists.
         seeds: fresh seeds a finalist.
@@ -130,7 +144,9 @@ class Settings:
     workers: int = 0
     cpus_per_worker: int = 0
     gpus_per_worker: float = 0.0
+    address: str = ""
     precision: str = "auto"
+    cache_gb: float | None = None
     views: int = 4
     confirm: int = 3
     seeds: int = 3
@@ -161,6 +177,12 @@ class Settings:
                 raise UserError(
                     f"{getattr(self, key)} is out of range", _flag(key), "It is 0 to 4294967295."
                 )
+        if "://" in self.address:
+            raise UserError(
+                "the run's files lie where autopeft runs, and a Ray client's cluster elsewhere",
+                f"--address {self.address}",
+                "Give the head's host:port, on a machine that is a node of the cluster.",
+            )
         for key, low in _AT_LEAST.items():
             value = getattr(self, key)
             if value is not None and not value >= low:  # NaN is not, either
@@ -226,9 +248,19 @@ def from_mapping(values: Mapping[str, Any], where: str) -> Settings:
 
 
 def complete(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the small settings of the first run where the synthetic task is asked for."""
+    """Adds the small settings of the first run where the synthetic task is asked for.
+
+    An address implies the Ray runner.
+
+    Raises:
+        UserError: an address for the serial runner.
+    """
     plain = {str(k).replace("-", "_"): v for k, v in values.items()}
     first = plain.get("dataset", "phantom") == "phantom"
+    if plain.get("address") and plain.setdefault("runner", "ray") == "serial":
+        raise UserError(
+            "serial runs on no cluster", "--address", "Leave out --runner, or --address."
+        )
     return {**(FIRST_RUN if first else {}), **plain}
 
 

@@ -11,7 +11,9 @@ Layout of a file (every section but ``methods`` may be left out)::
     readout: {block: ..., pool: ...}              # where the head reads
     train: {sampling: ..., weight_decay: 0.01}    # training fields shared by all methods
     defaults:                     # tried first, by parameter name; what is left out is sampled
-      - {method: lora, lora.r: 8}
+      - {when: few, method: lora, lora.r: 4}      # few, some or many training images: those that
+      - {method: lora, lora.r: 8}                 # fit the task come first, those that do not last
+    methods_from: [./gate.py]     # Python files with methods of your own, beside this file
 
 Depths may be said as a share (``half``, ``all`` ...), so that one file fits backbones of any
 depth. Choices that a backbone or a task cannot have (a module it lacks, group sampling without
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Protocol, get_args, get_type_hints
 
 import optuna
@@ -30,6 +33,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from autopeft import plugins
 from autopeft.candidate import Candidate, Readout, Train
 from autopeft.errors import UserError, nearest
+from autopeft.plugins import Plugin
 from autopeft.ranges import Field, read_field, read_yaml
 
 SHARES = {
@@ -40,7 +44,10 @@ SHARES = {
     "three_quarters": 3 / 4,
     "all": 1.0,
 }
-_SECTIONS = ("methods", "readout", "train", "defaults")
+# Below how many training images a task counts as such. MED-PEFT ("Less could be better", MIDL
+# 2024) found one rank for each: its NIH lists of 1, 10 and 100 % hold 785, 7,847, 78,468 images.
+WHEN = {"few": 1_000, "some": 20_000, "many": None}
+_SECTIONS = ("methods", "readout", "train", "defaults", "methods_from")
 _PLACE = ("last", "modules")
 _TRAIN = {name: get_args(hint) for name, hint in get_type_hints(Train).items()}
 _READOUT = {name: get_args(hint) for name, hint in get_type_hints(Readout).items()}
@@ -74,7 +81,8 @@ class Space:
         methods: method -> its fields (options, ``last``, ``modules``, training fields).
         readout: fields of the readout.
         train: training fields shared by all methods.
-        points: warm starts, as parameters by name.
+        points: warm starts, as parameters by name; ``when`` says for how many training images.
+        plugins: files of methods of the user's own, read and not executed.
     """
 
     name: str
@@ -84,6 +92,7 @@ class Space:
     readout: tuple[Field, ...]
     train: tuple[Field, ...]
     points: tuple[Mapping[str, Any], ...]
+    plugins: tuple[Plugin, ...] = ()
 
     @property
     def method(self) -> Field:
@@ -182,8 +191,16 @@ class Space:
         if canonical is not None:
             self.fit(facts, has_groups)._try_all(facts, has_groups, canonical)
 
-    def defaults(self, facts: Shape, has_groups: bool = False) -> list[dict[str, Any]]:
+    def defaults(
+        self, facts: Shape, has_groups: bool = False, images: int = 0
+    ) -> list[dict[str, Any]]:
         """The warm starts, without values that this backbone or this task cannot have.
+
+        Args:
+            facts: the backbone.
+            has_groups: whether the task has groups to sample by.
+            images: training images. Warm starts for so many come first, then those for any
+                number, then the others; 0 leaves them in the file's order.
 
         Raises:
             UserError: a warm start names a parameter or a value that the space does not have.
@@ -193,12 +210,14 @@ class Space:
             where = f"{self.where}, defaults[{index}]"
             if "method" not in point:
                 raise UserError("no method is named", where, nearest("", self.methods))
-            for name, value in point.items():
+            rank = _order(point.get("when"), images, where)
+            values = {name: value for name, value in point.items() if name != "when"}
+            for name, value in values.items():
                 self._check_point(name, value, str(point["method"]), where)
             # What is fixed is no parameter, and what is impossible here is left to the sampler.
-            searched = {n: v for n, v in point.items() if fitted[n].distribution is not None}
-            points.append({n: v for n, v in searched.items() if fitted[n].contains(v)})
-        return points
+            searched = {n: v for n, v in values.items() if fitted[n].distribution is not None}
+            points.append((rank, {n: v for n, v in searched.items() if fitted[n].contains(v)}))
+        return [point for _, point in sorted(points, key=lambda p: p[0])]
 
     def _check_point(self, name: str, value: Any, method: str, where: str) -> None:
         scope = name.partition(".")[0]
@@ -269,7 +288,34 @@ def read_space(text: str, where: str, name: str = "", sha256: str = "") -> Space
         _section("readout", raw.get("readout"), f"{where}, readout", _READOUT),
         _section("train", raw.get("train"), f"{where}, train", _TRAIN),
         tuple({str(k): v for k, v in point.items()} for point in points),
+        _files(raw.get("methods_from"), where),
     )
+
+
+def _files(spec: Any, where: str) -> tuple[Plugin, ...]:
+    """The Python files that a space names, beside its own file."""
+    if spec is None:
+        return ()
+    every = [spec] if isinstance(spec, str) else spec
+    if not isinstance(every, list) or not all(isinstance(path, str) for path in every):
+        raise UserError(
+            f"{spec!r} is no list of files", f"{where}, methods_from", "Write [./gate.py]."
+        )
+    try:
+        return tuple(plugins.read_python(Path(where).parent / Path(p).expanduser()) for p in every)
+    except UserError as error:
+        what = f"{error.where}: {error.what}"
+        raise UserError(what, f"{where}, methods_from", error.fix) from None
+
+
+def _order(when: Any, images: int, where: str) -> int:
+    """Place of a warm start: 0 fits the number of training images, 1 any number, 2 another."""
+    if when is None:
+        return 1 if images else 0
+    if not isinstance(when, str) or when not in WHEN:
+        raise UserError(f"when = {when!r} is not possible", where, nearest(str(when), WHEN))
+    fitting = next(word for word, limit in WHEN.items() if limit is None or images < limit)
+    return 2 * (when != fitting) if images else 0
 
 
 def _section(

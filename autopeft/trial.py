@@ -30,10 +30,13 @@ from autopeft.files import new_folder, write_bytes
 from autopeft.job import Job, Outcome, Rows, Setup
 from autopeft.methods import build
 from autopeft.methods.adapted import Adapted
+from autopeft.methods.own import receive
+from autopeft.training.fast import Casts, quick_frozen, speed_up
 from autopeft.training.features import frozen_features
-from autopeft.training.images import ImageStore, normalize, open_store
-from autopeft.training.loop import NotFiniteError, Plan, train_epochs
+from autopeft.training.images import ImageStore, open_store
+from autopeft.training.loop import NotFiniteError, Plan, Source, pixels, train_epochs
 from autopeft.training.precision import autocast
+from autopeft.training.prefix import PrefixStore
 from autopeft.training.probe import best_strength, fit_probe, out_of_fold
 from autopeft.training.sampling import cell_weights, label_weights
 
@@ -50,7 +53,10 @@ class Resident:
     setup: Setup
     digest: str
     network: Network
+    frozen: Network  # the same, as fast as a sped-up adapter's lower blocks
     store: ImageStore
+    prefix: PrefixStore
+    casts: Casts
     features: dict[tuple[str, int, Pool], npt.NDArray[np.float32]] = field(default_factory=dict)
     strengths: dict[tuple[int, Pool], float] = field(default_factory=dict)
 
@@ -59,7 +65,7 @@ _RESIDENT: dict[int, Resident] = {}
 
 
 def run(setup: Setup, job: Job) -> Outcome:
-    """Executes one job; never raises for what a training can do wrong.
+    """Executes one job; NaN and memory are outcomes, everything else is the runner's to catch.
 
     Args:
         setup: sent once per worker.
@@ -84,10 +90,9 @@ def run(setup: Setup, job: Job) -> Outcome:
     except (MemoryError, torch.OutOfMemoryError) as error:
         return Outcome("oom", _one_line(error), epoch=job.start)
     except RuntimeError as error:
-        memory = "memory" in str(error).lower() and "alloc" in str(error).lower()
-        return Outcome("oom" if memory else "error", _one_line(error), epoch=job.start)
-    except Exception as error:
-        return Outcome("error", f"{type(error).__name__}: {_one_line(error)}", epoch=job.start)
+        if "memory" in str(error).lower() and "alloc" in str(error).lower():
+            return Outcome("oom", _one_line(error), epoch=job.start)
+        raise  # a bug: the runner makes an outcome of it
 
 
 def _one_line(error: BaseException) -> str:
@@ -99,11 +104,21 @@ def _resident(setup: Setup) -> Resident:
     if id(setup) not in _RESIDENT:
         _RESIDENT.clear()
         torch.set_num_threads(max(1, setup.threads))
+        receive(setup.plugins)  # before anything that may name one of the user's methods
         network = load_backbone(setup.backbone, setup.weights, setup.image_size, setup.offline)
         if network.facts.sha256 != setup.weights_sha256:
             raise RuntimeError("the worker loaded other backbone weights than the driver")
-        _RESIDENT[id(setup)] = Resident(setup, setup.digest(), network, open_store(setup.images))
+        _RESIDENT[id(setup)] = _load(setup, network)
     return _RESIDENT[id(setup)]
+
+
+def _load(setup: Setup, network: Network) -> Resident:
+    store, casts = open_store(setup.images), Casts()
+    key = f"{network.facts.sha256} {store.folder.name} {setup.precision}"
+    rows = np.concatenate([setup.rows[split].index for split in ("train", "search")])
+    prefix = PrefixStore(Path(setup.cache), setup.cache_bytes, key, rows)
+    frozen = quick_frozen(network, setup.precision, casts)
+    return Resident(setup, setup.digest(), network, frozen, store, prefix, casts)
 
 
 # ---- rung ---------------------------------------------------------------------------------------
@@ -114,7 +129,9 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
     assert job.candidate is not None
     setup, rows = resident.setup, resident.setup.rows
     started = time.perf_counter()
+    hits, asks = resident.prefix.hits, resident.prefix.asks
     adapted = build(resident.network, job.candidate, len(setup.classes), setup.seed, job.repeat)
+    speed_up(adapted, setup.precision, resident.casts)
     if job.candidate.train.optimizer == "lbfgs":
         loss, optimizer = _fit_head(resident, adapted, job.candidate), dict[str, torch.Tensor]()
     else:
@@ -135,7 +152,9 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
             _save_state(folder / STATE, adapted, optimizer)
     name = f"{job.name}.npz"
     _save_arrays(setup, name, {"score": scores.astype(np.float16)})
-    return Outcome("ok", "", job.stop, name, cost, job.name, loss)
+    hits, asks = resident.prefix.hits - hits, resident.prefix.asks - asks
+    extra = {"prefix": [hits, asks]} if asks else {}
+    return Outcome("ok", "", job.stop, name, cost, job.name, loss, extra)
 
 
 def _train(
@@ -155,7 +174,7 @@ def _train(
         _set_probe(resident, adapted, job.candidate, strength)
     plan = Plan(
         setup.rows["train"],
-        resident.store,
+        _source(resident, adapted),
         setup.kind,
         train,
         setup.epochs,
@@ -233,14 +252,28 @@ def _features(resident: Resident, split: str, block: int, pool: Pool) -> npt.NDA
 
 def score_rows(resident: Resident, adapted: Adapted, rows: Rows) -> npt.NDArray[np.float32]:
     """Logits [N, C] of the plain views, in the search's precision."""
-    facts, parts = resident.network.facts, []
+    source, parts = _source(resident, adapted), []
     adapted.set_train(False)
-    with torch.inference_mode(), autocast(resident.setup.precision):
+    with torch.no_grad(), autocast(resident.setup.precision):
         for start in range(0, len(rows), EVAL_BATCH):
-            batch = resident.store.batch(rows.index[start : start + EVAL_BATCH])
-            logits = adapted.logits(normalize(batch, facts.mean, facts.std))
-            parts.append(logits.float().numpy())
+            index = rows.index[start : start + EVAL_BATCH]
+            x = source.get(index, np.zeros(len(index), np.int64))
+            parts.append(adapted.logits(x, source.start).float().numpy())
     return np.concatenate(parts)
+
+
+def _source(resident: Resident, adapted: Adapted) -> Source:
+    """Pixels, or frozen states where blocks below the adapter are frozen and views come again."""
+    setup, facts, store = resident.setup, resident.network.facts, resident.store
+    boundary = adapted.first_block if adapted.prefix_ok and setup.views else 0
+    if not boundary:
+        return Source(0, lambda index, view: pixels(store, facts, index, view))
+
+    def compute(index: npt.NDArray[np.int64], view: npt.NDArray[np.int64]) -> torch.Tensor:
+        with torch.no_grad(), autocast(setup.precision):
+            return resident.frozen.advance(0, pixels(store, facts, index, view), boundary)
+
+    return Source(boundary, lambda i, v: resident.prefix.states(boundary, i, v, compute))
 
 
 def _predict(resident: Resident, job: Job) -> Outcome:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from autopeft import protocol
-from autopeft.adapter import load_adapter, merge
+from autopeft.adapter import can_merge, load_adapter, merge
 from autopeft.adapter import save as save_adapter
 from autopeft.answer import Answer
 from autopeft.files import new_folder, write_bytes, write_json, write_text
@@ -100,7 +100,7 @@ def _save_adapters(answer: Answer) -> None:
         target = folder / ("best" if model.name == "winner" else f"baselines/{model.name}")
         with new_folder(target) as temporary:
             save_adapter(loaded.adapted, temporary, meta)
-        if model.name == "winner" and loaded.adapted.is_own_readout:
+        if model.name == "winner" and can_merge(loaded.adapted):
             from safetensors.torch import save
 
             write_bytes(folder / "merged.safetensors", save(merge(loaded.adapted)))

@@ -136,6 +136,11 @@ def test_impossible_choices_are_left_out():
         ("lora.r: 2", "lora.q: 2", "unknown parameter 'lora.q'"),
         ("{method: lora, ", "{method: linear_probe, ", "'lora.r' belongs to lora"),
         ("{method: lora, ", "{", "no method is named"),
+        ("{method: lora, ", "{when: meny, method: lora, ", 'Did you mean "many"?'),
+        ("{method: lora, ", "{when: [few], method: lora, ", "when = ['few'] is not possible"),
+        ("methods:", "methods_from: 3\nmethods:", "3 is no list of files"),
+        ("methods:", "methods_from: [./none.py]\nmethods:", "none.py: the file cannot be read"),
+        ("methods:", "methods_from: [./x.yaml]\nmethods:", "x.yaml: is no .py file"),
     ],
 )
 def test_mistakes_are_named_with_the_file(old, new, said):
@@ -169,6 +174,60 @@ def test_one_name_has_one_range():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("images", "ranks"),
+    [
+        (0, [2, 8, 4, 16]),  # unknown: as written
+        (999, [2, 8, 4, 16]),
+        (1_000, [4, 8, 2, 16]),
+        (19_999, [4, 8, 2, 16]),
+        (20_000, [16, 8, 2, 4]),
+    ],
+)
+def test_warm_starts_for_so_many_images_come_first(images, ranks):
+    text = (
+        SMALL[: SMALL.index("defaults:")].replace("[2, 4]", "[2, 4, 8, 16]")
+        + """
+defaults:
+  - {when: few, method: lora, lora.r: 2}
+  - {method: lora, lora.r: 8}
+  - {when: some, method: lora, lora.r: 4}
+  - {when: many, method: lora, lora.r: 16}
+"""
+    )
+    points = read_space(text, "f").defaults(VIT, True, images)
+    assert [p["lora.r"] for p in points] == ranks
+    assert not any("when" in p for p in points)
+
+
+@pytest.mark.parametrize("name", plugins.names("search_spaces"))
+def test_a_preset_s_first_rank_grows_with_the_images(name):
+    space = load_space(name)
+    first = [space.defaults(VIT, True, images)[0] for images in (500, 5_000, 50_000)]
+    largest = max(space.fields["lora.r"].extremes)
+    assert [p["lora.r"] for p in first] == [4, 8, min(32, largest)]
+
+
+@pytest.mark.parametrize("name", plugins.names("search_spaces"))
+def test_every_warm_start_has_its_method_s_own_learning_rate(name):
+    for point in load_space(name).defaults(VIT, True):
+        if point["method"] != "linear_probe":  # solved, not stepped
+            assert f"{point['method']}.lr" in point, point
+
+
+def test_a_space_reads_files_of_methods_beside_itself_and_executes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "gate.py").write_text("raise SystemExit\n")
+    (tmp_path / "mine" / "space.yaml").write_text("methods_from: [./gate.py]\nmethods: {gate: }\n")
+    monkeypatch.chdir(tmp_path)
+    for path in ("mine/space.yaml", str(tmp_path / "mine" / "space.yaml")):
+        (file,) = load_space(path).plugins
+        assert (file.name, file.text) == ("gate", "raise SystemExit\n")
+    (tmp_path / "mine" / "space.yaml").write_text("methods_from: ./gate.py\nmethods: {gate: }\n")
+    assert len(load_space("mine/space.yaml").plugins) == 1
+    assert load_space("default").plugins == ()
+
+
 @pytest.mark.parametrize("name", plugins.names("search_spaces"))
 @pytest.mark.parametrize("facts", [VIT, SHALLOW, CNN], ids=["vit", "shallow", "cnn"])
 @pytest.mark.parametrize("has_groups", [True, False])
@@ -187,6 +246,14 @@ def test_presets_fit_every_backbone(name, facts, has_groups):
 def test_presets_open_with_their_command(name):
     first = plugins.find("search_spaces", name).text.splitlines()[0]
     assert first.startswith(f"# autopeft search --space {name} ")
+
+
+@pytest.mark.parametrize("name", plugins.names("search_spaces"))
+def test_presets_say_what_they_are_in_one_line(name):
+    """``autopeft spaces`` shows it, so it is a whole sentence."""
+    lines = plugins.find("search_spaces", name).text.splitlines()
+    assert lines[1] == "#"
+    assert lines[2].endswith(".")
 
 
 @settings(max_examples=50, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from autopeft import load_adapter, trial
 from autopeft.backbones.describe import random_backbone
 from autopeft.backbones.weights import load_backbone
 from autopeft.data.task import Task
+from autopeft.errors import RunError
 from autopeft.job import Job, Rows, Setup
-from autopeft.methods import canonical
+from autopeft.methods import METHODS, canonical, own
 from autopeft.prepare import make_audience, make_setup
+from autopeft.runners import guarded
 from autopeft.settings import Settings
 from autopeft.training.features import frozen_features
 from autopeft.training.images import build_store
@@ -200,6 +203,28 @@ def test_training_starts_from_the_probe_s_head(setup, vit, monkeypatch):
     assert heads[0].abs().max() > 3 * heads[2].abs().max()
 
 
+def test_frozen_states_are_computed_once_and_change_nothing(setup, vit, tmp_path):
+    """With and without a store: equal scores, bit for bit, and all hits the second time."""
+    raw = {**LORA, "blocks": 1, "drop_path": 0.1}
+    outcomes, scores = [], []
+    for number, size in enumerate((0, 2**24, 2**24)):  # the third starts again on the same disk
+        cache = tmp_path / ("none" if size == 0 else "cache")
+        mine = replace(
+            setup, cache=str(cache), cache_bytes=size, run_dir=str(tmp_path / str(number))
+        )
+        outcomes.append(trial.run(mine, rung(mine, vit, raw)))
+        with np.load(Path(mine.run_dir) / "predictions" / outcomes[-1].predictions) as stored:
+            scores.append(stored["score"])
+    assert (scores[0] == scores[1]).all()
+    assert (scores[0] == scores[2]).all()
+    (no_hits, asks), (some, _), (all_hits, _) = (o.extra["prefix"] for o in outcomes)
+    assert no_hits == 0
+    assert 0 < some < asks
+    assert all_hits == asks
+    first = trial.run(setup, rung(setup, vit, {**LORA, "blocks": "all"}))
+    assert first.extra == {}  # the first block trains: nothing below is frozen but the stem
+
+
 # ---- what goes wrong ----------------------------------------------------------------------------
 
 
@@ -214,7 +239,7 @@ def test_other_weights_than_the_driver_s_are_refused(setup, vit, monkeypatch):
     monkeypatch.setattr(trial, "load_backbone", load_backbone)  # the real one
     assert trial.run(setup, rung(setup, vit, {"method": "linear_probe"})).status == "ok"
     other = replace(setup, weights_sha256="0" * 64)
-    outcome = trial.run(other, rung(other, vit))
+    outcome = guarded(trial.run, other, rung(other, vit))
     assert outcome.status == "error"
     assert "other backbone weights" in outcome.reason
 
@@ -239,7 +264,7 @@ def test_what_a_training_can_do_wrong_is_an_outcome(setup, vit, monkeypatch, err
         raise error
 
     monkeypatch.setattr(trial, "train_epochs", fail)
-    outcome = trial.run(setup, rung(setup, vit, start=0, stop=1))
+    outcome = guarded(trial.run, setup, rung(setup, vit, start=0, stop=1))
     assert outcome.status == status
     assert "\n" not in outcome.reason
     assert outcome.epoch == 0
@@ -320,6 +345,7 @@ def test_a_worker_s_setup_holds_no_confirm_and_no_test_patient(world, vit, tmp_p
     ready = SimpleNamespace(
         task=world.task,
         network=vit,
+        space=SimpleNamespace(plugins=()),
         images=world.store.folder,
         counted=SimpleNamespace(groups={}, labels={}),
     )
@@ -340,10 +366,10 @@ def test_a_worker_s_setup_holds_no_confirm_and_no_test_patient(world, vit, tmp_p
 
 
 def test_setup_fields_that_change_values_change_the_digest(setup):
-    places = {"weights", "images", "cache", "run_dir", "offline"}
+    places = {"weights", "images", "cache", "run_dir", "offline", "cache_bytes"}
     changed = {
         str: lambda v: v + "x", int: lambda v: v + 1, bool: lambda v: not v,
-        tuple: lambda v: (*v, "more"),
+        tuple: lambda v: (*v, "more"), type(None): lambda v: {"noise": 1.0},
     }  # fmt: skip
     for field in dataclasses.fields(setup):
         value = getattr(setup, field.name)
@@ -351,3 +377,26 @@ def test_setup_fields_that_change_values_change_the_digest(setup):
             continue
         other = replace(setup, **{field.name: changed[type(value)](value)})
         assert (other.digest() == setup.digest()) == (field.name in places), field.name
+
+
+def test_a_method_of_the_user_s_is_executed_from_the_text_that_was_declared(setup, vit):
+    text = (Path(__file__).parents[1] / "examples" / "own_method.py").read_text()
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    sent = replace(setup, plugins=(("own_method", text, sha256),), epochs=1)
+    assert sent.digest() != setup.digest()
+    try:
+        own.receive(sent.plugins)
+        job = rung(sent, vit, {"method": "gate", "blocks": 2}, stop=1)
+        forget = [METHODS.pop("gate"), own._EXECUTED.clear(), own._FILES.clear()]
+        assert forget  # as in a worker that has just begun
+        assert trial.run(sent, job).status == "ok"
+        first = METHODS["gate"]
+        assert trial.run(sent, job).status == "ok"
+        assert METHODS["gate"] is first  # executed once
+    finally:
+        METHODS.pop("gate", None)
+        own._EXECUTED.clear()
+        own._FILES.clear()
+    changed = replace(sent, plugins=(("own_method", text + "\n", sha256),))
+    with pytest.raises(RunError, match="reached a worker changed"):
+        trial.run(changed, replace(job, setup=changed.digest()))

@@ -163,14 +163,23 @@ def _train(raw: Mapping[str, Any], strata: tuple[Stratum, ...]) -> Train:
     if optimizer == "lbfgs":
         what = "optimizer = 'lbfgs' trains linear_probe only"
         raise UserError(what, "train", "Choose adamw or sgd.")
-    values.setdefault("lr", default_lr([s.method for s in strata], optimizer))
+    if "lr" not in values:
+        values["lr"] = default_lr([s.method for s in strata], optimizer)
     return Train(**values)
 
 
 def default_lr(methods: list[str], optimizer: str) -> float:
-    """The learning-rate prior of a candidate: the smallest of its methods' priors."""
+    """The learning-rate prior of a candidate: the smallest of its methods' priors.
+
+    Raises:
+        UserError: none of them has one for this optimizer.
+    """
     rates = [method_named(m).rates for m in methods]
-    return min(r[optimizer].prior for r in rates if optimizer in r)
+    priors = [r[optimizer].prior for r in rates if optimizer in r]
+    if not priors:
+        what = f"{', '.join(methods)} has no learning rate for {optimizer}"
+        raise UserError(what, "train", "Give lr, or choose another optimizer.")
+    return min(priors)
 
 
 def _probe(values: Mapping[str, Any]) -> Train:

@@ -9,6 +9,12 @@ from autopeft.methods.adapted import Adapted
 from autopeft.methods.registry import method_named
 
 
+def can_merge(adapted: Adapted) -> bool:
+    """Whether a plain timm model can compute what ``adapted`` does."""
+    methods = (method_named(s.method) for s in adapted.candidate.strata)
+    return adapted.is_own_readout and all(method.mergeable for method in methods)
+
+
 def merged_state(adapted: Adapted) -> dict[str, Tensor]:
     """State dict of a plain timm model (``num_classes`` = C) that computes what ``adapted`` does.
 

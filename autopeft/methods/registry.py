@@ -10,6 +10,7 @@ from autopeft.methods.lora import Lora
 from autopeft.methods.method import Method
 
 METHODS: dict[str, type[Method]] = {m.name: m for m in (LinearProbe, Full, BitFit, Lora)}
+BUILT_IN = frozenset(METHODS)
 
 
 def method_named(name: str, where: str = "method") -> type[Method]:
@@ -24,13 +25,16 @@ def method_named(name: str, where: str = "method") -> type[Method]:
 
 
 def register(method: type[Method]) -> type[Method]:
-    """Adds a method of a user's own, under its name; the same class may come again.
+    """Adds a method to this process, under its name; the same class may come again.
+
+    Workers do not know it: for a search, name its file in a space's ``methods_from``.
 
     Raises:
         UserError: another class already has the name.
     """
-    known = METHODS.get(method.name)
-    if known is not None and known.__qualname__ != method.__qualname__:
+    known = METHODS.get(method.name, method)
+    built_in = method.name in BUILT_IN and known is not method
+    if built_in or known.__qualname__ != method.__qualname__:
         raise UserError(f"method {method.name!r} already exists", "", "Give yours another name.")
     METHODS[method.name] = method
     return method

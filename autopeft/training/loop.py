@@ -22,6 +22,7 @@ from autopeft.training.precision import Precision, autocast
 from autopeft.training.sampling import cell_weights, epoch_order, label_weights
 
 if TYPE_CHECKING:
+    from autopeft.backbones.facts import Facts
     from autopeft.methods.adapted import Adapted
 
 Ints = npt.NDArray[np.int64]
@@ -34,12 +35,25 @@ class NotFiniteError(Exception):
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where the input of an adapter comes from.
+
+    Attributes:
+        start: 0 = pixels, else the boundary whose frozen states are given.
+        get: (rows of the image store [B], views [B]) -> pixels [B, 3, S, S] or states [B, ...].
+    """
+
+    start: int
+    get: Callable[[Ints, Ints], Tensor]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a training needs besides the adapter: data, length, seeds.
 
     Attributes:
         rows: the training rows, with labels.
-        store: decoded images.
+        source: pixels or frozen states of images.
         kind: the task's kind.
         train: the candidate's training fields.
         epochs: length of the whole schedule.
@@ -52,7 +66,7 @@ class Plan:
     """
 
     rows: Rows
-    store: ImageStore
+    source: Source
     kind: Kind
     train: Train
     epochs: int
@@ -139,9 +153,11 @@ def _step(
     total = 0.0
     for begin in range(0, len(order), micro):
         part = slice(begin, begin + micro)
-        pixels = _pixels(adapted, plan, epoch, order[part], occurrence[part])
+        index = plan.rows.index[order[part]]
+        view = choose_view(plan.views, plan.seed, plan.repeat, epoch, index, occurrence[part])
+        x = plan.source.get(index, view)
         with autocast(plan.precision):
-            logits = adapted.logits(pixels)
+            logits = adapted.logits(x, plan.source.start)
         loss, _ = loss_terms(
             logits.float(),
             label[part],
@@ -161,12 +177,9 @@ def _step(
     return total
 
 
-def _pixels(adapted: Adapted, plan: Plan, epoch: int, order: Ints, seen: Ints) -> Tensor:
-    """Normalized views of some rows: float [B, 3, H, W]."""
-    index = plan.rows.index[order]
-    view = choose_view(plan.views, plan.seed, plan.repeat, epoch, index, seen)
-    raw = torch.from_numpy(plan.store.batch(index)).permute(0, 3, 1, 2).float()
-    facts = adapted.network.facts
+def pixels(store: ImageStore, facts: Facts, index: Ints, view: Ints) -> Tensor:
+    """Normalized views of some images: float [B, 3, S, S]."""
+    raw = torch.from_numpy(store.batch(index)).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (facts.mean, facts.std))
     return (augment(raw, index, view) / 255).expand(-1, 3, -1, -1).sub(mean).div(std)
 

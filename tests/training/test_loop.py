@@ -12,7 +12,7 @@ from torch.nn import functional
 from autopeft.methods import build, canonical
 from autopeft.training import loop
 from autopeft.training.images import normalize
-from autopeft.training.loop import NotFiniteError, Plan, train_epochs
+from autopeft.training.loop import NotFiniteError, Plan, Source, pixels, train_epochs
 
 LORA = {"method": "lora", "blocks": [3, 5], "r": 4, "lr": 3e-3, "head_init": "random"}
 
@@ -21,7 +21,9 @@ def make(vit, rows, store, raw=LORA, repeat=0, **changes):
     """An adapter and the plan to train it."""
     candidate = canonical(raw, vit.facts)
     given = {
-        "rows": rows, "store": store, "kind": "binary", "train": candidate.train, "epochs": 3,
+        "rows": rows,
+        "source": Source(0, lambda index, view: pixels(store, vit.facts, index, view)),
+        "kind": "binary", "train": candidate.train, "epochs": 3,
         "batch_size": 8, "micro_batch": 0, "views": 4, "seed": 5, "repeat": repeat,
         "precision": "fp32",
     }  # fmt: skip
@@ -220,8 +222,8 @@ def test_progress_counts_steps(vit, rows, store):
     assert seen == [(i, 6) for i in range(1, 7)]
 
 
-def test_pixels_of_a_plain_view_are_the_evaluation_s(vit, rows, store):
-    adapted, plan = make(vit, rows, store, views=1)
-    got = loop._pixels(adapted, plan, 0, np.arange(5), np.zeros(5, int))
-    want = normalize(store.batch(rows.index[:5]), vit.facts.mean, vit.facts.std)
+def test_pixels_of_a_plain_view_are_normalized_pixels(vit, rows, store):
+    index = rows.index[:5]
+    got = pixels(store, vit.facts, index, np.zeros(5, np.int64))
+    want = normalize(store.batch(index), vit.facts.mean, vit.facts.std)
     assert torch.equal(got, want)
