@@ -26,6 +26,7 @@ from autopeft.objective import Objective, load_objective
 from autopeft.plugins import Plugin
 from autopeft.progress import Screen
 from autopeft.result import Result, load_result
+from autopeft.runners import check_address
 from autopeft.schedule import epoch_ladder
 from autopeft.settings import Settings
 from autopeft.space import Space, load_space
@@ -106,6 +107,7 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     from autopeft.training.images import build_store
 
     cache = Path(settings.runs_dir) / ".cache"
+    check_address(settings)
     objective = load_objective(settings.objective)
     baselines.names(settings.baselines, "groups" in objective.needs)
     space = load_space(settings.space)

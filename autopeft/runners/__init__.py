@@ -62,6 +62,18 @@ class Resources(Protocol):
         """No word on stderr."""
 
 
+def check_address(settings: Resources) -> None:
+    """Asks the settings' cluster, if there is one, before anything else is done for the run.
+
+    Raises:
+        UserError: it does not answer within seconds, or it wants a token.
+    """
+    if settings.runner == "ray" and settings.address:
+        from autopeft.runners.cluster import check
+
+        check(settings.address)
+
+
 def open_runner(settings: Resources, setup: Setup, function: str = "autopeft.trial:run") -> Runner:
     """Starts the runner that the settings ask for.
 

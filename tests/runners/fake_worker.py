@@ -2,11 +2,14 @@
 
 import math
 import os
+import time
 
 from autopeft.candidate import Candidate, Readout, Stratum, Train
 from autopeft.errors import UserError
 from autopeft.evaluation import Cost
 from autopeft.job import Job, Outcome, Setup
+
+_LEAKED: list[bytes] = []
 
 
 def make_setup(**changes):
@@ -31,6 +34,10 @@ def run(setup: Setup, job: Job) -> Outcome:
     """What ``autopeft.trial:run`` is for real; ``setup.precision`` may ask for trouble."""
     if setup.precision == "die" or (setup.precision == "die once" and not job.start):
         os._exit(7)
+    if setup.precision == "leak":
+        _LEAKED.append(b"x" * (400 << 20) if _LEAKED else b"")
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return Outcome("ok", epoch=job.stop, extra={"pid": os.getpid(), "gpu": gpu})
     if setup.precision == "raise":
         raise ValueError("two\nlines")
     if setup.precision == "memory":
@@ -47,3 +54,23 @@ def run(setup: Setup, job: Job) -> Outcome:
         train_loss=1 - value,
         extra={"value": value},
     )
+
+
+class SlowWorker:
+    """An actor that takes its time to start."""
+
+    def __init__(self, *args):
+        time.sleep(100)
+
+    def ready(self):
+        """Never in time."""
+
+
+class BrokenWorker:
+    """An actor that cannot start."""
+
+    def __init__(self, *args):
+        raise RuntimeError("no memory\non this node")
+
+    def ready(self):
+        """Never."""
