@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import closing
@@ -32,7 +34,7 @@ from autopeft.prepare import (
     opening,
     prepare,
 )
-from autopeft.progress import Screen
+from autopeft.progress import Bar, Screen
 from autopeft.result import Result
 from autopeft.runners import open_runner
 from autopeft.sampler import Proposer
@@ -51,6 +53,7 @@ from autopeft.settings import Settings
 from autopeft.study import Study
 from autopeft.writing import write_answer
 
+_SHOW_SECONDS = 1.0  # between two looks at everything, however fast trials come
 STATE_LIMIT = 64 * 2**20  # bytes; a trial whose state is larger is never paused
 
 
@@ -214,18 +217,20 @@ def _search(
         return METRICS[objective.rung](evaluation), evaluation
 
     with clock.part("search"), screen.bar("searching (rungs)") as bar:
+        shown = -math.inf
 
         def moment() -> None:
+            nonlocal shown
             _stop_when_spent(settings, bench, engine, clock)
             if interrupts.asked:
                 engine.stop("asked to stop by Ctrl-C")
             clock.tick()
-            done = _rungs_done(bench.study)
-            bar(done, max(settings.trials, done))
-            for name, tag, values in _gauges(bench.study, objective):
-                runner.report(name, tag, values)
+            if time.monotonic() - shown > _SHOW_SECONDS:
+                shown = time.monotonic()
+                _show(settings, bench, objective, bar)
 
         drive(engine, runner, evaluate, bench.study.done, moment)
+        _show(settings, bench, objective, bar)
     for entry in bench.study.entries:
         if entry.state == "complete" and entry.last and bench.is_there(entry.last.outcome):
             bench.trained[(entry.candidate.fingerprint, 0)] = entry.last.outcome
@@ -269,18 +274,22 @@ def _is_unpaused(candidate: Candidate, facts: Facts) -> bool:
     return not candidate.strata or 12 * changed > STATE_LIMIT  # weights and two moments, fp32
 
 
-def _gauges(study: Study, objective: Objective) -> list[tuple[str, str, dict[str, float]]]:
-    """What a dashboard shows of the search: gauge, its tag, and a number for each value of it."""
+def _show(settings: Settings, bench: Bench, objective: Objective, bar: Bar) -> None:
+    """The state of the search for people: progress bar and dashboard."""
+    entries = bench.study.entries
+    rungs = sum(len(e.rungs) or e.state == "fail" for e in entries)
+    bar(rungs, max(settings.trials, rungs))
     states = dict.fromkeys(("running", "complete", "pruned", "fail"), 0.0)
-    for entry in study.entries:
+    for entry in entries:
         states[entry.state] += 1
-    done = [e.last.values for e in study.entries if e.state == "complete" and e.last]
+    done = [e.last.values for e in entries if e.state == "complete" and e.last]
     best = {}
     for index, term in enumerate(objective.terms):
         values = [v for row in done if (v := row[index]) is not None]
         if values:
             best[term.name] = max(values) if term.direction == "maximize" else min(values)
-    return [("trials", "state", states), ("best_value", "term", best)]
+    bench.runner.report("trials", "state", states)
+    bench.runner.report("best_value", "term", best)
 
 
 def _stop_when_spent(settings: Settings, bench: Bench, engine: Engine, clock: Clock) -> None:
@@ -292,10 +301,6 @@ def _stop_when_spent(settings: Settings, bench: Bench, engine: Engine, clock: Cl
     trainings = settings.confirm * settings.seeds + 3 * (settings.seeds + 1)
     if clock.total() + each * trainings / max(1, bench.runner.slots) > settings.budget:
         engine.stop("the budget is spent")
-
-
-def _rungs_done(study: Study) -> int:
-    return sum(len(e.rungs) or bool(e.reason) for e in study.entries)
 
 
 def _refuse_foreign(settings: Settings) -> None:

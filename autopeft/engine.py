@@ -199,7 +199,7 @@ class Engine:
         return self.study.entry(number) if number is not None else None
 
     def _new_entry(self) -> Entry | None:
-        if self.exhausted or len(self.study.entries) >= self.trials:
+        if self.exhausted or self.study.count >= self.trials:
             return None
         found = self._propose()
         if found is None:

@@ -173,14 +173,14 @@ def make_setup(settings: Settings, ready: Ready, study: Study | None = None) -> 
     """What workers get. Threads and precision are decided at the first start and kept."""
     from autopeft.training.precision import decide
 
-    machine = study.fact("machine") if study else None
+    machine = study.fact("machine") if study is not None else None
     if machine is None:
         cores = os.cpu_count() or 1
         workers = settings.workers or (max(1, cores // 2) if settings.runner == "ray" else 1)
         threads = settings.cpus_per_worker or max(1, cores // workers)
         precision = decide(settings.precision, threads)
         machine = {"threads": threads, "precision": precision}
-        if study:
+        if study is not None:
             study.fix("machine", machine)
     task, facts = ready.task, ready.network.facts
     return Setup(

@@ -84,8 +84,8 @@ class Promotion:
     """Who goes on. Of the ``n`` trials that reached a rung, the best ``n // eta`` may.
 
     Ties go to the older trial. A trial that failed later still counts in ``n``, but its place
-    passes to the next best. A late arrival can take a place that is free; it never takes back
-    one that is used.
+    passes to the next best. A late arrival that ranks among the best goes on too, although their
+    places are used: nobody is called back, so a few more than ``n // eta`` may go on in all.
 
     Args:
         top: index of the last rung; what reached it is finished.
@@ -99,6 +99,8 @@ class Promotion:
 
     def reached(self, number: int, rung: int, key: Key) -> None:
         """A trial has been measured at a rung; it pauses there."""
+        if number in self._at:
+            self._rungs[self._at[number]].passed(number)
         self._at[number] = rung
         self._rungs[rung].add(number, key)
 
@@ -119,9 +121,9 @@ class Promotion:
         """
         for index in reversed(range(self._top)):
             rung = self._rungs[index]
-            for number in rung.best(max(at_least, rung.count // self._eta)):
-                if self._at[number] == index and number not in out:
-                    return number
+            number = rung.first(max(at_least, rung.count // self._eta), out)
+            if number is not None:
+                return number
         return None
 
     def nearest(self) -> int | None:
@@ -145,17 +147,40 @@ class _Rung:
         self.count = 0  # all that ever reached it
         self._keys: dict[int, Key] = {}  # those that did not fail
         self._sorted: list[tuple[float, int]] = []  # (-value, number) while keys are single values
+        self._waiting: list[tuple[float, int]] = []  # those of them that are still here
+        self._here: set[int] = set()
         self._ranked: list[int] = []  # otherwise; made anew after a change
         self._wanted = 0
 
     def add(self, number: int, key: Key) -> None:
         self.count += 1
         self._keys[number] = key
+        self._here.add(number)
         self._wanted = 0
         if len(key) == 1:
             bisect.insort(self._sorted, (-key[0], number))
+            bisect.insort(self._waiting, (-key[0], number))
+
+    def passed(self, number: int) -> None:
+        """It went on to a higher rung."""
+        self._here.discard(number)
+        key = self._keys[number]
+        if len(key) == 1:
+            del self._waiting[bisect.bisect_left(self._waiting, (-key[0], number))]
+
+    def first(self, wanted: int, out: Collection[int]) -> int | None:
+        """The best that is still here and not out, if it is among the ``wanted`` best."""
+        if len(self._sorted) != len(self._keys):
+            found = (n for n in self.best(wanted) if n in self._here and n not in out)
+            return next(found, None)
+        for place in self._waiting:
+            if place[1] not in out:
+                return place[1] if bisect.bisect_left(self._sorted, place) < wanted else None
+        return None
 
     def remove(self, number: int) -> None:
+        if number in self._here:
+            self.passed(number)
         key = self._keys.pop(number, None)
         if key is not None:
             self._wanted = 0

@@ -65,6 +65,7 @@ class Study:
         self._search = _open(storage, "search", self.directions)
         self._confirm = _open(storage, "confirm", ("maximize",))
         self._entries = {t.number: read_entry(t) for t in self._search.get_trials(deepcopy=False)}
+        self._known = {entry.candidate.fingerprint for entry in self._entries.values()}
         self._facts: dict[str, Any] = dict(self._search.user_attrs)
         self._done = _read_done(self._confirm)
 
@@ -76,6 +77,15 @@ class Study:
     def entry(self, number: int) -> Entry:
         """One trial of the search."""
         return self._entries[number]
+
+    @property
+    def count(self) -> int:
+        """How many trials the search has; ``entries`` would be a copy of all."""
+        return len(self._entries)
+
+    def knows(self, candidate: Candidate) -> bool:
+        """Whether a trial of the search has this candidate."""
+        return candidate.fingerprint in self._known
 
     # ---- facts that are set once -------------------------------------------------------------
 
@@ -137,8 +147,8 @@ class Study:
         entry = Entry(
             number, candidate, "running", dict(params), dict(distributions), dict(system or {})
         )
-        self._entries[number] = entry
-        return entry
+        self._known.add(candidate.fingerprint)
+        return self._keep(entry)
 
     def record_rung(self, number: int, resource: int, measured: Measured) -> Entry:
         """Records what a job gave. From here on it is never trained again."""
@@ -262,8 +272,9 @@ class Study:
 
     def _trial(self, number: int) -> optuna.trial.Trial:
         """A handle for attributes, constraints and tell (Optuna's ask would sample anew)."""
-        found = self._search.get_trials(deepcopy=False)[number]
-        return optuna.trial.Trial(self._search, found._trial_id)
+        search = self._search
+        find = search._storage.get_trial_id_from_study_id_trial_number  # no list of all trials
+        return optuna.trial.Trial(search, find(search._study_id, number))
 
     def _keep(self, entry: Entry) -> Entry:
         self._entries[entry.number] = entry

@@ -75,6 +75,8 @@ def run(setup: Setup, job: Job) -> Outcome:
         The outcome; files are named before it is returned.
     """
     try:
+        if setup.simulated is not None:
+            raise RunError("this setup is for a simulated worker: nothing can be trained with it")
         resident = _resident(setup)
         if job.setup != resident.digest:
             return Outcome("error", f"job of setup {job.setup}, this is {resident.digest}")

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "autopeft"
 FILES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "objectives").glob("*.py"))
 
 EVERYONE_MAY = {"errors", "files", "version"}  # and they import nothing else of ours
-ANYTHING = {"cli", "driver", "testing", "doctor"}  # the ends of the chain: nobody builds on them
+ANYTHING = {"cli", "driver", "rungs", "testing", "doctor"}  # the ends: nobody builds on them
 
 # Room -> what it may import besides `EVERYONE_MAY`. An arrow more is a decision: make it here.
 MAY = {
@@ -27,6 +27,7 @@ MAY = {
     "job": "candidate evaluation",
     "words": "",
     "progress": "",
+    "interrupts": "",
     # what is measured, on whom
     "plugins": "",
     "metrics": "evaluation",
@@ -34,7 +35,7 @@ MAY = {
     "data": "evaluation job settings",
     # what is trained, and how
     "backbones": "",
-    "methods": "backbones candidate",
+    "methods": "backbones candidate plugins",
     "training": "candidate evaluation job",
     "adapter": "backbones candidate methods training",
     "trial": "adapter backbones candidate evaluation job methods training",
@@ -46,13 +47,14 @@ MAY = {
     "study": "candidate entry job",
     "sampler": "candidate schedule study",
     "engine": "candidate evaluation job schedule study",
+    "simulated": "candidate engine evaluation job sampler schedule study",
     "runners": "job",
     # what comes out
     "bench": "candidate evaluation job metrics progress runners study",
     "baselines": "backbones bench candidate methods",
     "selection": "backbones bench candidate evaluation job metrics objective progress study",
     "protocol": "",
-    "clock": "protocol",
+    "clock": "",
     "result": "adapter plot settings study",
     "answer": "backbones bench clock data evaluation objective selection settings study",
     "numbers": "answer bench evaluation metrics selection",
@@ -62,14 +64,14 @@ MAY = {
     "summary": "result words",
     "writing": "adapter answer metrics numbers progress protocol report result selection",
     "prepare": "backbones baselines bench data job methods metrics objective plugins "
-    "progress result schedule settings space study training",
+    "progress result runners schedule settings space study training",
 }
 
 # Library -> the only files (or folders) that import it.
 DOORS = {
     "optuna": ("space.py", "study.py", "sampler.py", "ranges.py", "entry.py"),
-    "ray": ("runners/ray.py",),
-    "peft": ("methods/lora.py", "adapter.py"),
+    "ray": ("runners/",),
+    "peft": ("methods/lora.py", "adapter.py", "training/fast.py"),
     "timm": ("backbones/",),
     "huggingface_hub": ("backbones/",),
     "fairlearn": ("metrics/fairness.py",),

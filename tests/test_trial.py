@@ -244,6 +244,12 @@ def test_other_weights_than_the_driver_s_are_refused(setup, vit, monkeypatch):
     assert "other backbone weights" in outcome.reason
 
 
+def test_a_setup_of_a_simulation_trains_nothing(setup, vit):
+    invented = replace(setup, simulated={"noise": 0.1})
+    with pytest.raises(RunError, match="simulated worker"):
+        trial.run(invented, rung(invented, vit))
+
+
 def test_a_part_is_refused_rather_than_trained_on_everyone(setup, vit):
     assert "fold:1" in trial.run(setup, rung(setup, vit, part="fold:1")).reason
 

@@ -34,6 +34,9 @@ _LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
 _REST_SECONDS = 60.0  # at most, before a slot whose worker did not start is tried again
 _GROWTH = 1.2  # a worker this much larger than after its first job is replaced ...
 _GROWTH_BYTES = 300 * 2**20  # ... if that is at least so much
+# Ray keeps metric series for each name of a task, about 25 kB in the driver and in the worker:
+# after so many jobs the trial's number is left out of the names, and few of them are left.
+_NAMED = 500
 
 _ALONE = "no worker is left: waiting for nodes to join (Ctrl-C stops the run)"
 
@@ -100,6 +103,7 @@ class RayRunner:
         self._uses: dict[int, int] = {}  # how many workers a slot has had
         self._rest: dict[int, tuple[int, float]] = {}  # failed starts in a row, not before
         self._said: set[str] = set()
+        self._submitted = 0
         self._looked, self._target = -math.inf, 0
         self._gauges: dict[str, Any] = {}
         self._first_start()
@@ -115,7 +119,9 @@ class RayRunner:
         slot = min(free, key=lambda slot: slot.number)
         assert slot.place is not None
         state = state_files(self._run_dir, job.state) if slot.place.foreign else None
-        call = slot.actor.run.options(name=name or job.name)
+        self._submitted += 1
+        plain = name.partition("-")[2] if self._submitted > _NAMED else name
+        call = slot.actor.run.options(name=plain or job.kind)
         slot.job = (call.remote(job, state), job)
 
     def wait(self) -> list[tuple[Job, Outcome]]:
