@@ -6,6 +6,7 @@ the frozen features stay resident between jobs. A worker never sees confirm or t
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 import time
@@ -31,6 +32,7 @@ from autopeft.job import Job, Outcome, Rows, Setup
 from autopeft.methods import build
 from autopeft.methods.adapted import Adapted
 from autopeft.methods.own import receive
+from autopeft.training import augment
 from autopeft.training.fast import Casts, quick_frozen, speed_up
 from autopeft.training.features import frozen_features
 from autopeft.training.images import ImageStore, open_store
@@ -116,7 +118,10 @@ def _resident(setup: Setup) -> Resident:
 
 def _load(setup: Setup, network: Network) -> Resident:
     store, casts = open_store(setup.images), Casts()
-    key = f"{network.facts.sha256} {store.folder.name} {setup.precision}"
+    # All that the bits of a state depend on, the code that makes views included.
+    views = inspect.getsource(augment)
+    key = f"{network.facts.sha256} {store.folder.name} {setup.precision} {setup.threads} "
+    key += f"{torch.__version__} {views}"
     rows = np.concatenate([setup.rows[split].index for split in ("train", "search")])
     prefix = PrefixStore(Path(setup.cache), setup.cache_bytes, key, rows)
     frozen = quick_frozen(network, setup.precision, casts)
