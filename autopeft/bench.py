@@ -108,6 +108,7 @@ class Bench:
         runner: who executes jobs.
         value: rung metric of a trained model, kept beside it in the journal.
         tick: called whenever an outcome came.
+        batch_size: images a step, halved after out-of-memory.
     """
 
     audience: Audience
@@ -115,6 +116,7 @@ class Bench:
     runner: Runner
     value: Callable[[Outcome], float | None]
     tick: Callable[[], None] = lambda: None
+    batch_size: int = 32
     trained: dict[tuple[str, int], Outcome] = field(default_factory=dict)
 
     def train(self, models: Sequence[Model], repeats: Iterable[int], role: str, bar: Bar) -> None:
@@ -201,7 +203,7 @@ class Bench:
             for job, outcome in self.runner.wait():
                 running -= 1
                 self.tick()
-                again = _retry(job, outcome)
+                again = _retry(job, outcome, self.batch_size)
                 if again is not None and tries.get(job.name, 0) < 2:
                     tries[job.name] = tries.get(job.name, 0) + 1
                     due.insert(0, again)
@@ -215,8 +217,8 @@ class Bench:
         return done
 
 
-def _retry(job: Job, outcome: Outcome) -> Job | None:
+def _retry(job: Job, outcome: Outcome, batch_size: int) -> Job | None:
     """Half the micro-batch after out-of-memory; the same job after a worker's death."""
     if outcome.status == "oom":
-        return replace(job, micro_batch=max(1, (job.micro_batch or 32) // 2))
+        return replace(job, micro_batch=max(1, (job.micro_batch or batch_size) // 2))
     return job if outcome.reason.startswith("worker died") else None

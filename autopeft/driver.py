@@ -22,7 +22,7 @@ from autopeft.errors import RunError, UserError
 from autopeft.evaluation import Evaluation, Predictions
 from autopeft.files import disk_trouble, lock
 from autopeft.interrupts import Interrupts
-from autopeft.job import Outcome, Setup
+from autopeft.job import Job, Outcome, Setup, total_cost
 from autopeft.metrics import METRICS
 from autopeft.objective import Objective
 from autopeft.prepare import (
@@ -78,7 +78,7 @@ def search(dataset: str = "phantom", **options: Any) -> Result:
 
 def run(settings: Settings) -> Result:
     """Runs or resumes what the settings say."""
-    screen = Screen(settings.quiet)
+    screen, began = Screen(settings.quiet), time.monotonic()
     done = finished(settings)
     if done is not None:
         return done
@@ -86,7 +86,9 @@ def run(settings: Settings) -> Result:
     try:
         ready = prepare(settings, screen)
         with lock(settings.run_dir / ".lock"):
-            return _drive(settings, ready, screen)
+            # Another driver may have finished the run while this one was preparing.
+            done = finished(settings)
+            return _drive(settings, ready, screen, began) if done is None else done
     except OSError as error:
         raise _plain(error, settings) from error
 
@@ -105,26 +107,31 @@ def _plain(error: OSError, settings: Settings) -> Exception:
 # ---- the run ------------------------------------------------------------------------------------
 
 
-def _drive(settings: Settings, ready: Ready, screen: Screen) -> Result:
+def _drive(settings: Settings, ready: Ready, screen: Screen, began: float) -> Result:
     """Baselines, search, confirmation, the one look at test, the answer."""
-    folder, clock = settings.run_dir, Clock(settings.run_dir)
+    folder = settings.run_dir
     settings.save(folder / "settings.yaml")
     study = Study(folder, ready.objective.directions, [t.name for t in ready.objective.terms])
     setup = make_setup(settings, ready, study)
     declared = _declare(settings, ready, study, setup, screen)
     repeats = range(1, settings.seeds + 1)
-    with Interrupts(screen.say) as interrupts, closing(open_runner(settings, setup)) as runner:
+    with (
+        Clock(folder, began) as clock,
+        Interrupts(screen.say) as interrupts,
+        closing(open_runner(settings, setup)) as runner,
+    ):
         audience = make_audience(settings, ready, setup.digest())
         value = _rung_value(ready.objective, audience)
-        bench = Bench(audience, study, runner, value, clock.tick)
+        bench = Bench(audience, study, runner, value, clock.tick, settings.batch_size)
         readout, models = _baselines(settings, ready, bench, screen, clock)
         reference = study.fact("reference")
-        _search(settings, ready, bench, reference, clock, screen, interrupts)
+        engine = _search(settings, ready, bench, reference, clock, screen, interrupts)
         pool = evaluations(study, audience, reference)
         chosen, front, feasible = finalists(pool, ready.objective, settings.confirm)
         if not chosen:
             reasons = sorted({e.reason for e in study.entries if e.state == "fail"})
-            raise RunError(f"no trial could be trained to the end: {'; '.join(reasons[:3])}")
+            why = "; ".join(reasons[:3]) or engine.stopped or "there was none"
+            raise RunError(f"no trial was trained to the end ({why}); give it more time")
         entrants = _entrants([e.candidate for e in chosen], models)
         with clock.part("confirm"):
             with screen.bar("confirming finalists") as bar:
@@ -148,6 +155,7 @@ def _drive(settings: Settings, ready: Ready, screen: Screen) -> Result:
             tuple(e.number for e in front), pool, declared, clock, ready.decode_seconds,
             ready.counted.notes,
         )  # fmt: skip
+        engine.finish()  # only now: a run that is stopped before may still promote them
         return write_answer(answer, screen)
 
 
@@ -156,6 +164,13 @@ def _declare(settings: Settings, ready: Ready, study: Study, setup: Setup, scree
     folder = settings.run_dir
     if study.fact("identity") is None:
         study.fix("identity", uuid.uuid4().hex)
+    if study.fact("pixels") not in (None, ready.pixels):
+        raise UserError(
+            "the images changed since this run was started",
+            str(ready.task.root),
+            "Put them back, or take a new --name.",
+        )
+    study.fix("pixels", ready.pixels)
     declared = protocol.write_protocol(folder, declare(settings, ready, setup))
     for line in (study.repaired, *protocol.since_last_start(folder)):
         if line:
@@ -204,16 +219,16 @@ def _search(
     clock: Clock,
     screen: Screen,
     interrupts: Interrupts,
-) -> None:
+) -> Engine:
     """The outer loop: promotions and new candidates until trials or budget are spent."""
     engine = _engine(settings, ready, bench)
     audience, objective, runner = bench.audience, ready.objective, bench.runner
 
     def evaluate(outcomes: Sequence[Outcome]) -> tuple[float | None, Evaluation]:
-        last = outcomes[-1]
-        assert last.cost is not None
-        predictions = audience.predictions(last, "search", 0)
-        evaluation = audience.evaluation(predictions, last.cost, reference)
+        cost = total_cost(outcomes)
+        assert cost is not None
+        predictions = audience.predictions(outcomes[-1], "search", 0)
+        evaluation = audience.evaluation(predictions, cost, reference)
         return METRICS[objective.rung](evaluation), evaluation
 
     with clock.part("search"), screen.bar("searching (rungs)") as bar:
@@ -229,11 +244,16 @@ def _search(
                 shown = time.monotonic()
                 _show(settings, bench, objective, bar)
 
-        drive(engine, runner, evaluate, bench.study.done, moment)
+        def known(job: Job) -> Outcome | None:
+            outcome = bench.study.done(job)
+            return outcome if outcome is not None and bench.is_there(outcome) else None
+
+        drive(engine, runner, evaluate, known, moment, tell=False)
         _show(settings, bench, objective, bar)
     for entry in bench.study.entries:
         if entry.state == "complete" and entry.last and bench.is_there(entry.last.outcome):
-            bench.trained[(entry.candidate.fingerprint, 0)] = entry.last.outcome
+            bench.trained[(entry.candidate.fingerprint, 0)] = entry.trained
+    return engine
 
 
 def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
@@ -255,7 +275,8 @@ def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
         proposer.ask,
         ready.objective,
         epoch_ladder(settings.epochs),
-        settings.trials,
+        # Once test is opened the search is closed, whatever a budget would still allow.
+        bench.study.count if protocol.test_opened(settings.run_dir) else settings.trials,
         bench.audience.setup,
         settings.batch_size,
         unpaused=lambda candidate: _is_unpaused(candidate, facts),

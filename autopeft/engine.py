@@ -268,6 +268,7 @@ def drive(
     evaluate: Evaluate,
     known: Callable[[Job], Outcome | None] = lambda job: None,
     moment: Callable[[], None] = lambda: None,
+    tell: bool = True,
 ) -> None:
     """Keeps a runner busy until the search is over; nothing stays RUNNING then.
 
@@ -277,6 +278,8 @@ def drive(
         evaluate: as ``Engine.record`` takes it.
         known: the outcome of a job that was done before (a baseline may be the very training).
         moment: called whenever something may have changed: budget, progress, gauges.
+        tell: tell paused trials at the end; otherwise the caller does (``Engine.finish``), once
+            it is sure that the search will never go on.
     """
     while True:
         moment()
@@ -291,4 +294,5 @@ def drive(
             break
         for job, outcome in runner.wait():
             engine.record(job, outcome, evaluate)
-    engine.finish()
+    if tell:
+        engine.finish()

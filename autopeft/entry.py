@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from autopeft.candidate import Candidate
-from autopeft.job import Outcome
+from autopeft.job import Outcome, total_cost
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -98,6 +98,13 @@ class Entry:
     def last(self) -> Measured | None:
         """What was measured with the largest resource."""
         return self.rungs[self.done] if self.rungs else None
+
+    @property
+    def trained(self) -> Outcome:
+        """The last outcome, with the cost of all stretches that led to it."""
+        assert self.last is not None
+        outcomes = [measured.outcome for measured in self.rungs.values()]
+        return replace(self.last.outcome, cost=total_cost(outcomes))
 
     @property
     def seconds(self) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -161,6 +161,15 @@ class Job:
         fingerprint, repeat, part = self.key
         where = "" if self.kind == "rung" else f"-{self.split}"
         return f"{fingerprint or 'readouts'}-{repeat}-{part.replace(':', '')}-{self.stop}{where}"
+
+
+def total_cost(outcomes: Sequence[Outcome]) -> Cost | None:
+    """Cost of a training done in several stretches: time and images add up, sizes do not."""
+    costs = [outcome.cost for outcome in outcomes if outcome.cost is not None]
+    if not costs:
+        return None
+    seconds = round(sum(cost.train_seconds for cost in costs), 3)
+    return replace(costs[-1], train_seconds=seconds, images=sum(cost.images for cost in costs))
 
 
 @dataclass(frozen=True)

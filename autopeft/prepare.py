@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from autopeft import baselines, plugins
+from autopeft import baselines, plugins, protocol
 from autopeft import settings as settings_file
 from autopeft.bench import Audience
 from autopeft.data import load_task
@@ -42,6 +42,7 @@ class Ready:
     space: Space
     network: Any
     images: Path
+    pixels: str
     counted: CountedGroups
     decode_seconds: float
 
@@ -54,16 +55,17 @@ def finished(settings: Settings) -> Result | None:
         return None
     saved = settings_file.from_mapping(settings_file.load(saved_file), str(saved_file))
     settings.check_same(saved)
-    if not (folder / "result.json").exists():
-        if (folder / "protocol.yaml").exists():
-            _check_unchanged(settings, folder, "started")
-        return None
-    if settings.trials > saved.trials:
+    done = (folder / "result.json").exists()
+    if settings.trials > saved.trials and (done or protocol.test_opened(folder)):
         raise UserError(
             f"the run is finished with {saved.trials} trials and its test patients are opened",
             str(folder),
             "More trials would be chosen knowing the test; take a new --name.",
         )
+    if not done:
+        if (folder / "protocol.yaml").exists():
+            _check_unchanged(settings, folder, "started")
+        return None
     result = load_result(folder)
     # So that the result's adapters can be loaded where they were made with a method of one's own.
     register_files(_check_unchanged(settings, folder, "finished"))
@@ -85,8 +87,8 @@ def _check_unchanged(settings: Settings, folder: Path, word: str) -> tuple[Plugi
         changed.append("space")
     else:
         files = load_space(settings.space).plugins
-        then = {f["file"]: f["sha256"] for f in declared.get("methods_from", ())}
-        changed += [f.path.name for f in files if f.sha256 != then.get(f.path.name)]
+        then = {(f["file"], f["sha256"]) for f in declared.get("methods_from", ())}
+        changed += [f.path.name for f in files if (f.path.name, f.sha256) not in then]
     # A run that goes on loads its task anyway, and its setup's digest is compared then.
     if word == "finished":
         task = load_task(settings, Path(settings.runs_dir) / ".cache")
@@ -104,7 +106,7 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     """Loads and checks task, objective, space, backbone and images; writes only to the cache."""
     from autopeft.backbones.weights import load_backbone
     from autopeft.methods import METHODS, canonical
-    from autopeft.training.images import build_store
+    from autopeft.training.images import build_store, digest
 
     cache = Path(settings.runs_dir) / ".cache"
     check_address(settings)
@@ -150,7 +152,7 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
         _remove_empty(cache, cache.parent)
         raise
     seconds = time.perf_counter() - started
-    return Ready(task, objective, space, network, store.folder, counted, seconds)
+    return Ready(task, objective, space, network, store.folder, digest(store), counted, seconds)
 
 
 def _remove_empty(*folders: Path) -> None:
@@ -210,7 +212,7 @@ def make_setup(settings: Settings, ready: Ready, study: Study | None = None) -> 
 def _cache_bytes(settings: Settings) -> int:
     """``--cache-gb``; by default a quarter of the free disk, at most 20 GB."""
     if settings.cache_gb is not None:
-        return int(settings.cache_gb * 1e9)
+        return int(min(settings.cache_gb, 1e6) * 1e9)
     return min(20 * 10**9, shutil.disk_usage(settings.runs_dir).free // 4)
 
 

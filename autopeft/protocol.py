@@ -55,21 +55,26 @@ def place(run_dir: Path) -> str:
 def since_last_start(run_dir: Path) -> list[str]:
     """What a user should know that happened to the folder since its last start, in lines."""
     events, lines = read_lines(run_dir / "log.jsonl"), list[str]()
-    if events:
-        last = datetime.fromisoformat(max(e["time"] for e in events))
+    if times := [e["time"] for e in events if "time" in e]:
+        last = datetime.fromisoformat(max(times))
         back = (last - datetime.now(UTC)).total_seconds()
         if back > 60:
             lines.append(
                 f"this machine's clock is {back:.0f} s before the last entry of log.jsonl; times "
                 "in it are out of order, and nothing depends on them"
             )
-    started = [e["place"] for e in events if e["event"] == "started" and "place" in e]
+    started = [e["place"] for e in events if e.get("event") == "started" and "place" in e]
     if started and started[-1] != place(run_dir):
         lines.append(
             "this folder is a copy of a run: it goes on from here by itself, and what another "
             "copy does is not known to it; each of them looks at the test patients on its own"
         )
     return lines
+
+
+def test_opened(run_dir: Path) -> bool:
+    """Whether this run has looked at its test patients: from then on nothing may be chosen."""
+    return any(e.get("event") == "test_opened" for e in read_lines(run_dir / "log.jsonl"))
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:

@@ -121,7 +121,7 @@ def evaluations(
     found = []
     for entry in study.entries:
         if entry.state == "complete" and entry.last is not None:
-            outcome = entry.last.outcome
+            outcome = entry.trained
             assert outcome.cost is not None
             predictions = audience.predictions(outcome, "search", 0)
             found.append((entry, audience.evaluation(predictions, outcome.cost, reference)))

@@ -34,7 +34,7 @@ from autopeft.methods.adapted import Adapted
 from autopeft.methods.own import receive
 from autopeft.training import augment
 from autopeft.training.fast import Casts, quick_frozen, speed_up
-from autopeft.training.features import frozen_features
+from autopeft.training.features import frozen_features, identity
 from autopeft.training.images import ImageStore, open_store
 from autopeft.training.loop import NotFiniteError, Plan, Source, pixels, train_epochs
 from autopeft.training.precision import autocast
@@ -117,10 +117,10 @@ def _resident(setup: Setup) -> Resident:
 
 
 def _load(setup: Setup, network: Network) -> Resident:
-    store, casts = open_store(setup.images), Casts()
+    store, casts = open_store(setup.images), Casts(network.model)
     # All that the bits of a state depend on, the code that makes views included.
     views = inspect.getsource(augment)
-    key = f"{network.facts.sha256} {store.folder.name} {setup.precision} {setup.threads} "
+    key = f"{identity(network.facts)} {store.folder.name} {setup.precision} {setup.threads} "
     key += f"{torch.__version__} {views}"
     rows = np.concatenate([setup.rows[split].index for split in ("train", "search")])
     prefix = PrefixStore(Path(setup.cache), setup.cache_bytes, key, rows)
@@ -290,6 +290,9 @@ def _predict(resident: Resident, job: Job) -> Outcome:
     setup = resident.setup
     folder = Path(setup.run_dir) / "states" / job.state
     model = load_adapter(folder, network=resident.network)
+    assert job.candidate is not None
+    if model.candidate.fingerprint != job.candidate.fingerprint:
+        raise RunError(f"{folder} holds another candidate than it was written for")
     parts = [
         model.logits(resident.store.batch(job.rows.index[start : start + EVAL_BATCH]))
         for start in range(0, len(job.rows), EVAL_BATCH)

@@ -67,7 +67,7 @@ class Net:
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.network = load_backbone(args.backbone, args.weights, args.image_size, True)
-        self.casts = Casts()
+        self.casts = Casts(self.network.model)
         self.frozen = quick_frozen(self.network, "bf16", self.casts)
         self.store = PrefixStore(folder, 10**9, "inner", np.arange(BATCH))
 

@@ -64,7 +64,7 @@ MAY = {
     "summary": "result words",
     "writing": "adapter answer metrics numbers progress protocol report result selection",
     "prepare": "backbones baselines bench data job methods metrics objective plugins "
-    "progress result runners schedule settings space study training",
+    "progress protocol result runners schedule settings space study training",
 }
 
 # Library -> the only files (or folders) that import it.

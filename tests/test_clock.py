@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from autopeft import clock
 from autopeft.clock import Clock
 
 
@@ -32,26 +33,44 @@ def test_parts_of_earlier_starts_are_kept(tmp_path, now):
 
 
 def test_a_kill_loses_a_few_seconds_at_most(tmp_path, now):
-    clock = Clock(tmp_path)
-    clock.begin("search")
+    running = Clock(tmp_path)
+    running.begin("search")
     for _ in range(9):
         now[0] += 4
-        clock.tick()
+        running.tick()
     now[0] += 3  # killed here: 39 seconds are spent, 32 or more are known
     assert Clock(tmp_path).total() == 32
     assert Clock(tmp_path).parts == {"search": 32}
 
 
 def test_a_part_that_fails_counts_too(tmp_path, now):
-    clock = Clock(tmp_path)
+    running = Clock(tmp_path)
 
     def fail():
         now[0] += 7
         raise ValueError("x")
 
-    with pytest.raises(ValueError, match="x"), clock.part("search"):
+    with pytest.raises(ValueError, match="x"), running.part("search"):
         fail()
     assert json.loads((tmp_path / "clock.json").read_text()) == {
         "total": 7.0,
         "parts": {"search": 7.0},
     }
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"total": "x", "parts": {}}'])
+def test_a_damaged_file_counts_as_none(tmp_path, text):
+    (tmp_path / "clock.json").write_text(text)
+    assert Clock(tmp_path).parts == {}
+
+
+def test_time_inside_a_long_job_is_written_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(clock, "_EVERY", 0.02)
+    with Clock(tmp_path) as running:
+        running.begin("search")
+        time.sleep(0.3)  # nobody ticks
+        assert json.loads((tmp_path / "clock.json").read_text())["parts"]["search"] > 0.1
+
+
+def test_a_start_may_have_begun_before(tmp_path, now):
+    assert Clock(tmp_path, start=now[0] - 9).total() == 9

@@ -324,3 +324,36 @@ def test_stopped_trials_say_why(tmp_path):
         "",
         "stopped after 1 epochs: asked to stop",
     ]
+
+
+def test_a_search_that_was_stopped_goes_on_with_those_that_were_paused(tmp_path):
+    """Stopped, not yet answered, started again: none was told, and the best goes on."""
+    import fake_worker
+
+    from autopeft.engine import drive as drive_engine
+    from autopeft.runners.serial import SerialRunner
+
+    engine = make_engine(tmp_path, trials=7)
+    calls = []
+
+    def moment():
+        calls.append(1)
+        if len(calls) > 5:
+            engine.stop("the budget is spent")
+
+    runner = SerialRunner(fake_worker.make_setup(), "fake_worker:run")
+    drive_engine(engine, runner, evaluate, moment=moment, tell=False)
+    first = Study(tmp_path, ("maximize", "minimize")).entries
+    assert {e.state for e in first} == {"running", "complete"}
+    again = make_engine(tmp_path, trials=7)
+    drive_engine(again, SerialRunner(fake_worker.make_setup(), "fake_worker:run"), evaluate)
+    whole = make_engine(tmp_path / "whole", trials=7)
+    drive_engine(whole, SerialRunner(fake_worker.make_setup(), "fake_worker:run"), evaluate)
+    assert {e.state for e in again.study.entries} == {"complete", "pruned"}
+    for rung in (1, 3):  # who stands best at a rung has gone on, as in an undisturbed search
+        ranked = sorted(
+            (e for e in again.study.entries if rung in e.rungs),
+            key=lambda e: -e.rungs[rung].value,
+        )
+        assert max(ranked[0].rungs) > rung
+    assert [e.candidate for e in again.study.entries] == [e.candidate for e in whole.study.entries]

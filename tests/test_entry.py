@@ -46,3 +46,9 @@ def test_a_trial_of_optuna_becomes_an_entry():
     assert entry.attempts[9] == (Outcome("oom", "no memory"),)
     assert entry.reason == "oom: no memory"
     assert entry.system == {"NSGAIISampler:generation": 2}
+
+
+def test_the_cost_of_a_training_is_that_of_all_its_stretches():
+    entry = Entry(0, PROBE, rungs={1: measured(1), 3: measured(3)})
+    assert entry.trained.cost == Cost(10, 40, 3.0, 200)
+    assert entry.trained.epoch == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -179,12 +180,45 @@ def test_a_finished_run_does_not_answer_for_other_data(finished, monkeypatch):
 
 
 def test_a_lost_state_and_result_are_made_again(finished, tmp_path):
-    import shutil
-
     shutil.copytree(finished.folder, tmp_path / "first")
     (tmp_path / "first" / "result.json").unlink()
     again = autopeft.search(**tiny(tmp_path, name="first"))
     assert again.numbers["best"]["test"] == finished.numbers["best"]["test"]
+
+
+def test_nothing_is_chosen_once_test_is_opened(finished, tmp_path):
+    """Killed behind the look at test, or its result removed: the search is closed."""
+    shutil.copytree(finished.folder, tmp_path / "first")
+    (tmp_path / "first" / "result.json").unlink()
+    with pytest.raises(UserError, match="test patients are opened"):
+        autopeft.search(**tiny(tmp_path, name="first", trials=9))
+    assert not (tmp_path / "first" / "result.json").exists()
+
+
+def test_a_run_that_another_driver_finished_meanwhile_answers(finished, tmp_path, monkeypatch):
+    import autopeft.driver as room
+
+    prepare = room.prepare
+
+    def slow(settings, screen):
+        ready = prepare(settings, screen)
+        shutil.copytree(finished.folder, tmp_path / "first")  # the other one was faster
+        return ready
+
+    monkeypatch.setattr(room, "prepare", slow)
+    monkeypatch.setattr(room, "_drive", lambda *_: pytest.fail("driven again"))
+    found = autopeft.search(**tiny(tmp_path, name="first"))
+    assert found.numbers == finished.numbers
+
+
+def test_replaced_images_are_refused(finished, tmp_path, monkeypatch):
+    import autopeft.training.images as room
+
+    shutil.copytree(finished.folder, tmp_path / "first")
+    (tmp_path / "first" / "result.json").unlink()
+    monkeypatch.setattr(room, "digest", lambda store: "other pixels")
+    with pytest.raises(UserError, match="the images changed since this run was started"):
+        autopeft.search(**tiny(tmp_path, name="first"))
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", ".hidden", "x" * 300])

@@ -28,16 +28,23 @@ FEW_TOKENS = 600
 class Casts:
     """bf16 copies of the frozen tensors of one resident backbone, made once, shared by all forks.
 
-    A copy is found by where its original lies in memory, so the originals must stay alive: keep
-    this beside the resident network.
+    A copy is found by where its original lies in memory. Only the backbone's own tensors are kept,
+    which stay alive with it; a fork's own (a method's frozen projection) lie where others may lie
+    when the fork is gone.
+
+    Args:
+        model: the resident backbone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._originals = {p.data_ptr(): p for p in model.parameters()}
         self._copies: dict[tuple[int, torch.Size], Tensor] = {}
 
     def low(self, tensor: Tensor) -> Tensor:
         """The bf16 copy of a frozen tensor."""
         key = (tensor.data_ptr(), tensor.shape)
+        if key[0] not in self._originals:
+            return tensor.detach().bfloat16()
         if key not in self._copies:
             self._copies[key] = tensor.detach().bfloat16()
         return self._copies[key]

@@ -16,8 +16,10 @@ from autopeft.candidate import Pool
 from autopeft.files import write_bytes
 from autopeft.training.images import ImageStore, normalize
 from autopeft.training.precision import Precision, autocast
+from autopeft.version import __version__
 
 if TYPE_CHECKING:
+    from autopeft.backbones.facts import Facts
     from autopeft.backbones.network import Network
 
 Floats = npt.NDArray[np.float32]
@@ -47,7 +49,7 @@ def frozen_features(
     Returns:
         (block, pool) -> float32 [N, d].
     """
-    key = _key(network.facts.sha256, store, index, precision)
+    key = _key(identity(network.facts), store, index, precision)
     found: dict[tuple[int, Pool], Floats] = {}
     for readout in readouts:
         file = _file(cache, key, readout)
@@ -85,6 +87,11 @@ def _compute(
                 parts[readout].append(pooled.float().numpy())
             progress(min(start + BATCH, len(index)), len(index))
     return [(r, np.concatenate(v)) for r, v in parts.items()]
+
+
+def identity(facts: Facts) -> str:
+    """All that frozen features depend on: two architectures may share their tensors."""
+    return f"{facts.name} {facts.sha256} {facts.mean} {facts.std} {facts.image_size} {__version__}"
 
 
 def _key(sha: str, store: ImageStore, index: npt.NDArray[np.int64], precision: str) -> str:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from autopeft.errors import UserError
-from autopeft.files import inside, lock, reserve, write_json
+from autopeft.files import inside, lock, reserve, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -136,6 +136,17 @@ class ImageStore:
     def batch(self, index: npt.NDArray[np.int64]) -> Bytes:
         """A copy of some rows: uint8 [B, size, size, C]."""
         return np.array(self.array[index])
+
+
+def digest(store: ImageStore) -> str:
+    """Hash of all pixels [16 hex digits], computed once for each store."""
+    file = store.folder / "pixels.sha256"
+    if not file.exists():
+        h = hashlib.sha256(repr(store.array.shape).encode())
+        for start in range(0, len(store.array), _CHUNK):
+            h.update(store.array[start : start + _CHUNK].tobytes())
+        write_text(file, h.hexdigest()[:16])
+    return file.read_text()
 
 
 def open_store(folder: str | Path) -> ImageStore:

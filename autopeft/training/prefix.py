@@ -8,9 +8,11 @@ the batch: rows do not depend on their neighbors there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,8 @@ from autopeft.files import disk_trouble, lock, reserve, write_json
 Ints = npt.NDArray[np.int64]
 Compute = Callable[[Ints, Ints], Tensor]
 
+_MAPS = ("states.npy", "filled.npy")
+_TOUCH = 600.0  # seconds between two signs that a file is in use
 _RECENT = 3600.0  # seconds; files used since then belong to a run that may be going on
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.bfloat16: np.dtype(np.int16),
@@ -102,10 +106,13 @@ class PrefixStore:
         """The file if it is there; it is opened once."""
         name, path = (boundary, view), self._path(boundary, view)
         if name not in self._files and (path / "meta.json").exists():
-            found = _File.open(path)
+            found = _File.open(path, len(self._rows))
             if found is not None:
                 self._files[name] = found
-        return self._files.get(name)
+        file = self._files.get(name)
+        if file is not None:
+            file.touch()
+        return file
 
     def _make(self, boundary: int, view: int, like: Tensor) -> _File | None:
         """A new file, if it fits under the limit; older ones of other tasks make room."""
@@ -114,7 +121,7 @@ class PrefixStore:
         size = int(np.prod(shape)) * like.element_size() + len(self._rows)
         with lock(self._folder / "prefix.lock", wait=True):
             if (path / "meta.json").exists():  # another worker was faster
-                return _File.open(path)
+                return _File.open(path, len(self._rows))
             if not self._make_room(size):
                 return None
             try:
@@ -144,6 +151,7 @@ class _File:
 
     def __init__(self, path: Path, array: Any, filled: Any, dtype: torch.dtype) -> None:
         self._path, self._array, self.filled, self._dtype = path, array, filled, dtype
+        self._touched = -_TOUCH
 
     @staticmethod
     def make(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> _File:
@@ -153,26 +161,35 @@ class _File:
         make, marks = np.lib.format.open_memmap, np.dtype(np.uint8)
         states = make(path / "states.npy", mode="w+", dtype=_NUMPY[dtype], shape=shape)
         filled = make(path / "filled.npy", mode="w+", dtype=marks, shape=shape[:1])
-        for name in ("states.npy", "filled.npy"):
+        for name in _MAPS:
             reserve(path / name)
         file = _File(path, states, filled, dtype)
         file._say(_boot())
         return file
 
     @staticmethod
-    def open(path: Path) -> _File | None:
-        """An existing file, or None where a power cut may have torn it."""
-        meta = json.loads((path / "meta.json").read_text())
-        # In an unfinished file marks may have reached the disk before the states that they mark.
-        if meta["boot"] not in (_boot(), "whole"):
-            _remove(path)
-            return None
-        maps = [
-            np.lib.format.open_memmap(path / name, mode="r+")
-            for name in ("states.npy", "filled.npy")
-        ]
-        os.utime(path)
-        return _File(path, maps[0], maps[1], getattr(torch, meta["dtype"]))
+    def open(path: Path, rows: int) -> _File | None:
+        """An existing file, or None where it is damaged: it is removed then."""
+        try:
+            meta = json.loads((path / "meta.json").read_text())
+            # A memory map would fill a file that was cut short with zeros.
+            found = [(path / name).stat().st_size for name in _MAPS]
+            # In an unfinished file marks may be on disk before the states that they mark.
+            if meta["boot"] in (_boot(), "whole") and found == meta["bytes"]:
+                maps = [np.lib.format.open_memmap(path / name, mode="r+") for name in _MAPS]
+                if len(maps[0]) == len(maps[1]) == rows:
+                    return _File(path, maps[0], maps[1], getattr(torch, meta["dtype"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        _remove(path)
+        return None
+
+    def touch(self) -> None:
+        """Says now and then that the file is in use."""
+        if time.monotonic() - self._touched > _TOUCH:
+            self._touched = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
 
     def read(self, rows: Ints) -> Tensor:
         """Copies of filled rows."""
@@ -191,16 +208,15 @@ class _File:
     def _say(self, boot: str) -> None:
         """Since which start of the machine the file is being filled, or that it is whole."""
         kind = str(self._dtype).removeprefix("torch.")
-        write_json(self._path / "meta.json", {"dtype": kind, "boot": boot})
+        with contextlib.suppress(FileNotFoundError):  # somebody removed it: nothing to say
+            size = [(self._path / name).stat().st_size for name in _MAPS]
+            write_json(self._path / "meta.json", {"dtype": kind, "boot": boot, "bytes": size})
 
 
 def _remove(path: Path) -> None:
     """Removes a file's folder, the part first that says that it is whole."""
     (path / "meta.json").unlink(missing_ok=True)
-    for name in ("filled.npy", "states.npy"):
-        (path / name).unlink(missing_ok=True)
-    if path.exists():
-        path.rmdir()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _boot() -> str:

@@ -60,7 +60,7 @@ def test_the_function_has_the_right_gradients(bias):
 
 def test_a_step_equals_peft_s_own_in_fp32(vit, pixels):
     plain, quick = lora(vit), lora(vit)
-    speed_up(quick, "fp32", Casts())
+    speed_up(quick, "fp32", Casts(vit.model))
     replaced = [m for m in quick.network.model.modules() if isinstance(m, PeftLinear)]
     assert replaced
     assert all(m.forward.__func__ is fast._lora_forward for m in replaced)
@@ -75,7 +75,7 @@ def test_a_step_in_bf16_lies_as_near_to_fp32_as_autocast_does(vit, pixels):
     exact = gradients(lora(vit), pixels)
     auto = gradients(lora(vit), pixels, "bf16")
     quick = lora(vit)
-    speed_up(quick, "bf16", Casts())
+    speed_up(quick, "bf16", Casts(vit.model))
     ours = gradients(quick, pixels, "bf16")
 
     def distance(found):
@@ -88,7 +88,7 @@ def test_a_step_in_bf16_lies_as_near_to_fp32_as_autocast_does(vit, pixels):
 
 def test_frozen_weights_are_cast_once_for_all_forks_and_the_resident_is_left_alone(vit):
     before = {n: (p.dtype, p.data_ptr()) for n, p in vit.model.named_parameters()}
-    casts = Casts()
+    casts = Casts(vit.model)
     one, two = lora(vit), lora(vit, r=2)
     speed_up(one, "bf16", casts)
     speed_up(two, "bf16", casts)
@@ -103,7 +103,7 @@ def test_frozen_weights_are_cast_once_for_all_forks_and_the_resident_is_left_alo
 @pytest.mark.parametrize("changes", [{"lora_dropout": 0.1}, {"use_dora": True}])
 def test_other_layers_stay_peft_s_own(vit, pixels, changes):
     adapted = lora(vit, **changes)
-    speed_up(adapted, "bf16", Casts())
+    speed_up(adapted, "bf16", Casts(vit.model))
     layers = [m for m in adapted.network.model.modules() if isinstance(m, PeftLinear)]
     assert layers
     assert not any("forward" in vars(m) for m in layers)
@@ -117,7 +117,7 @@ def test_methods_that_train_plain_parameters_train_in_fp32(vit, pixels, method):
     raw = {"method": method, "blocks": 1, "lr": 1e-3}
     adapted = build(vit, canonical(raw, vit.facts), 2, seed=0, repeat=0)
     plain = copy.deepcopy(adapted)
-    speed_up(adapted, "bf16", Casts())
+    speed_up(adapted, "bf16", Casts(vit.model))
     logits, found = gradients(adapted, pixels, "bf16")
     reference, expected = gradients(plain, pixels)
     assert (logits - reference).norm() < 0.05 * reference.norm() + 0.05
@@ -130,7 +130,16 @@ def test_methods_that_train_plain_parameters_train_in_fp32(vit, pixels, method):
 def test_attention_is_explicit_only_where_the_fused_one_is_slow(vit):
     for precision, fused in (("bf16", False), ("fp32", True)):
         adapted = lora(vit)
-        speed_up(adapted, precision, Casts())
+        speed_up(adapted, precision, Casts(vit.model))
         modules = adapted.network.model.modules()
         found = {m.fused_attn for m in modules if hasattr(m, "fused_attn")}
         assert found == {fused}
+
+
+def test_a_fork_s_own_frozen_tensors_are_never_mistaken_for_others(vit):
+    casts = Casts(vit.model)
+    for value in range(8):  # each lies where the one before it lay
+        own = torch.full((64, 64), float(value))
+        assert (casts.low(own) == value).all()
+        del own
+    assert not casts._copies

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,3 +73,21 @@ def test_other_inputs_are_never_taken_for_equal(vit, store, tmp_path, monkeypatc
     }[change]
     frozen_features(**given, readouts=[(6, "avg")], cache=tmp_path)
     assert len(list(tmp_path.glob("features-*"))) == 2
+
+
+def test_two_architectures_with_the_same_tensors_share_no_features(vit, store, tmp_path):
+    """They may differ in what is no tensor: normalization, activation, an epsilon."""
+    index = np.arange(4)
+    (mine,) = frozen_features(vit, store, index, [(6, "avg")], "fp32", tmp_path).values()
+    facts, steps = vit.facts, []
+    for number, change in enumerate([{"name": "another"}, {"mean": (0.0, 0.0, 0.0)}], 1):
+        vit.facts = replace(facts, **change)
+        try:
+            frozen_features(
+                vit, store, index, [(6, "avg")], "fp32", tmp_path, lambda *s: steps.append(s)
+            )
+        finally:
+            vit.facts = facts
+        assert len(steps) == number, change
+    (again,) = frozen_features(vit, store, index, [(6, "avg")], "fp32", tmp_path).values()
+    assert (mine == again).all()

@@ -17,7 +17,14 @@ from PIL import Image
 
 from autopeft.errors import UserError
 from autopeft.training import images
-from autopeft.training.images import Rule, build_store, decode, normalize, open_store
+from autopeft.training.images import (
+    Rule,
+    build_store,
+    decode,
+    digest,
+    normalize,
+    open_store,
+)
 
 
 def save(array, path, **options):
@@ -285,3 +292,23 @@ def test_normalize():
     for c in range(3):
         want = (torch.from_numpy(batch[:, :, :, 0]).double() / 255 - mean[c]) / std[c]
         torch.testing.assert_close(got[:, c].double(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_digest_is_of_the_pixels_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            pixels = rng.integers(0, 255, (8, 8), np.uint8) if name == "a" else None
+            if pixels is not None:
+                Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+            else:
+                copied = (tmp_path / "a" / f"{i}.png").read_bytes()
+                (tmp_path / name / f"{i}.png").write_bytes(copied)
+    paths = [f"{i}.png" for i in range(3)]
+    one, two = (build_store(tmp_path / n, paths, 8, "pad", tmp_path / "cache") for n in "ab")
+    assert one.folder != two.folder
+    assert digest(one) == digest(two) == digest(one)
+    Image.new("L", (8, 8)).save(tmp_path / "b" / "1.png")
+    other = build_store(tmp_path / "b", paths, 8, "pad", tmp_path / "cache")
+    assert digest(other) != digest(one)

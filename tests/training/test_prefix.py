@@ -138,3 +138,46 @@ def test_a_full_disk_costs_time_but_no_run(tmp_path, monkeypatch):
         assert torch.equal(store.states(1, index, view, compute), Counting()(index, view))
     assert compute.rows == [(3, 0)] * 2
     assert not list(tmp_path.glob("prefix-*-*-*"))
+
+
+def damage_cut(folder):
+    file = folder / "states.npy"
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def damage_gone(folder):
+    (folder / "filled.npy").unlink()
+
+
+def damage_garbage(folder):
+    (folder / "meta.json").write_text("{")
+
+
+def damage_list(folder):
+    (folder / "meta.json").write_text("[]")
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_gone, damage_garbage, damage_list])
+def test_a_damaged_file_is_computed_anew(tmp_path, damage):
+    index, view = ROWS, np.zeros_like(ROWS)
+    make(tmp_path).states(1, index, view, Counting())
+    [folder] = tmp_path.glob("prefix-*-*-*")
+    damage(folder)
+    compute = Counting()
+    for _ in range(2):
+        found = make(tmp_path).states(1, index, view, compute)
+        assert torch.equal(found, Counting()(index, view))
+    assert len(compute.rows) == len(ROWS)  # once, and then it is kept again
+
+
+def test_a_file_that_vanishes_while_it_is_used_harms_nobody(tmp_path):
+    import shutil
+
+    store, compute = make(tmp_path), Counting()
+    store.states(1, ROWS[:2], np.zeros(2, int), compute)
+    [folder] = tmp_path.glob("prefix-*-*-*")
+    shutil.rmtree(folder)
+    store.states(1, ROWS, np.zeros_like(ROWS), compute)  # the last row would call it whole
+    assert not folder.exists()
+    found = make(tmp_path).states(1, ROWS, np.zeros_like(ROWS), compute)
+    assert torch.equal(found, Counting()(ROWS, np.zeros_like(ROWS)))
