@@ -57,6 +57,7 @@ def test_one_worker_gives_exactly_the_serial_study(tmp_path, monkeypatch, capfd)
 def cluster():
     """A cluster that was there before the runner: it stays when the runner closes."""
     ray.init(
+        address="local",  # also where a cluster of somebody else was left behind
         num_cpus=4,
         num_gpus=1,  # believed, not checked
         include_dashboard=False,
