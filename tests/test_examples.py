@@ -26,9 +26,10 @@ STARTS_RAY = [p for p in SCRIPTS if "ray.init" in p.read_text()]
     ids=lambda p: p.stem,
 )
 def test_example_runs(script, tmp_path):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # A Ray of their own, whatever cluster somebody left behind here.
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
     done = subprocess.run(
-        [sys.executable, script, tmp_path], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, script, tmp_path], env=env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert "is ready" in done.stdout
