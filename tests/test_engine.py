@@ -357,3 +357,12 @@ def test_a_search_that_was_stopped_goes_on_with_those_that_were_paused(tmp_path)
         )
         assert max(ranked[0].rungs) > rung
     assert [e.candidate for e in again.study.entries] == [e.candidate for e in whole.study.entries]
+
+
+def test_a_trial_whose_files_are_gone_begins_again(tmp_path):
+    engine = make_engine(tmp_path, trials=4, kept=lambda outcome: False)
+    for value in (0.7, 0.9, 0.8):
+        finish_job(engine, value)
+    job = engine.next_job()
+    assert job.candidate == engine.study.entry(1).candidate
+    assert (job.start, job.stop, job.state) == (0, 3, None)

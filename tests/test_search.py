@@ -195,6 +195,17 @@ def test_nothing_is_chosen_once_test_is_opened(finished, tmp_path):
     assert not (tmp_path / "first" / "result.json").exists()
 
 
+def test_a_budget_that_ended_the_search_adds_nothing_once_test_is_opened(finished, tmp_path):
+    """More trials had been asked for than were trained; the answer was lost behind the look."""
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "first"))
+    (folder / "result.json").unlink()
+    text = (folder / "settings.yaml").read_text()
+    (folder / "settings.yaml").write_text(text.replace("trials: 3", "trials: 5"))
+    again = autopeft.search(**tiny(tmp_path, name="first", trials=5))
+    assert len(again.trials) == 3
+    assert again.numbers["best"]["test"] == finished.numbers["best"]["test"]
+
+
 def test_a_run_that_another_driver_finished_meanwhile_answers(finished, tmp_path, monkeypatch):
     import autopeft.driver as room
 

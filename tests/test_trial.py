@@ -244,6 +244,16 @@ def test_other_weights_than_the_driver_s_are_refused(setup, vit, monkeypatch):
     assert "other backbone weights" in outcome.reason
 
 
+def test_a_state_of_another_candidate_is_never_scored_as_this_one(setup, vit, world):
+    outcome = trial.run(setup, rung(setup, vit))
+    other = rung(setup, vit, {"method": "bitfit", "blocks": 1})
+    asked = replace(
+        other, kind="predict", state=outcome.state, rows=setup.rows["search"].blind(), start=0
+    )
+    with pytest.raises(RunError, match="holds another candidate"):
+        trial.run(setup, asked)
+
+
 def test_a_setup_of_a_simulation_trains_nothing(setup, vit):
     invented = replace(setup, simulated={"noise": 0.1})
     with pytest.raises(RunError, match="simulated worker"):
