@@ -113,12 +113,13 @@ def load_adapter(
     used = [stratum["method"] for stratum in ours["candidate"]["strata"]]
     check_origins(used, ours.get("methods_from", {}), str(folder))
     candidate = canonical(ours["candidate"], network.facts)
-    adapted = build(network, candidate, len(ours["classes"]), seed=0, repeat=0)
     try:
-        tensors = load_file(folder / WEIGHTS)
+        saved = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be read ({error})", str(folder / WEIGHTS)) from None
-    adapted.load_tensors({k.removeprefix(_PEFT_PREFIX): v for k, v in tensors.items()})
+    tensors = {k.removeprefix(_PEFT_PREFIX): v for k, v in saved.items()}
+    adapted = build(network, candidate, len(ours["classes"]), seed=0, repeat=0, fixed=tensors)
+    adapted.load_tensors(tensors)
     adapted.network.model.to(device)
     adapted.head.to(device)
     return Model(adapted, ours, torch.device(device))

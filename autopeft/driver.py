@@ -288,11 +288,10 @@ def _is_unpaused(candidate: Candidate, facts: Facts) -> bool:
     """Trained in one stretch: a probe is solved, and a large state is not worth keeping."""
     from autopeft.methods import METHODS
 
-    changed = sum(
-        METHODS[s.method].make(dict(s.options)).parameter_count(facts, s, candidate.readout)
-        for s in candidate.strata
-    )
-    return not candidate.strata or 12 * changed > STATE_LIMIT  # weights and two moments, fp32
+    methods = [(METHODS[s.method].make(dict(s.options)), s) for s in candidate.strata]
+    changed = sum(m.parameter_count(facts, s, candidate.readout) for m, s in methods)
+    large = 12 * changed > STATE_LIMIT  # weights and two moments, fp32
+    return not methods or large or not all(m.pausable for m, _ in methods)
 
 
 def _show(settings: Settings, bench: Bench, objective: Objective, bar: Bar) -> None:

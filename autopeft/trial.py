@@ -137,12 +137,15 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
     setup, rows = resident.setup, resident.setup.rows
     started = time.perf_counter()
     hits, asks = resident.prefix.hits, resident.prefix.asks
-    adapted = build(resident.network, job.candidate, len(setup.classes), setup.seed, job.repeat)
+    saved = _saved(setup, job)
+    fixed = _strip(saved, "weight|")
+    outputs = len(setup.classes)
+    adapted = build(resident.network, job.candidate, outputs, setup.seed, job.repeat, fixed)
     speed_up(adapted, setup.precision, resident.casts)
     if job.candidate.train.optimizer == "lbfgs":
         loss, optimizer = _fit_head(resident, adapted, job.candidate), dict[str, torch.Tensor]()
     else:
-        loss, optimizer = _train(resident, adapted, job)
+        loss, optimizer = _train(resident, adapted, job, saved)
     seconds = time.perf_counter() - started
     scores = score_rows(resident, adapted, rows["search"])
     if not np.isfinite(scores).all():
@@ -164,15 +167,22 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
     return Outcome("ok", "", job.stop, name, cost, job.name, loss, extra)
 
 
+def _saved(setup: Setup, job: Job) -> dict[str, torch.Tensor]:
+    """The state that a stretch continues from; nothing at the start."""
+    if job.start == 0:
+        return {}
+    assert job.state is not None
+    saved: dict[str, torch.Tensor] = load_file(Path(setup.run_dir) / "states" / job.state / STATE)
+    return saved
+
+
 def _train(
-    resident: Resident, adapted: Adapted, job: Job
+    resident: Resident, adapted: Adapted, job: Job, saved: Mapping[str, torch.Tensor]
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Gradient training of one stretch, from the probe's head or from the saved state."""
     assert job.candidate is not None
     setup, train, optimizer = resident.setup, job.candidate.train, None
-    if job.start > 0:
-        assert job.state is not None
-        saved = load_file(Path(setup.run_dir) / "states" / job.state / STATE)
+    if saved:
         adapted.load_tensors(_strip(saved, "weight|"))
         optimizer = _strip(saved, "optimizer|")
     elif train.head_init == "probe":

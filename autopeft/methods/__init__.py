@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from autopeft.methods.canonical import canonical
-from autopeft.methods.method import Injection, Method, Rate
+from autopeft.methods.method import Injection, Method, Rate, Scored
 from autopeft.methods.registry import METHODS, method_named, register
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "Injection",
     "Method",
     "Rate",
+    "Scored",
     "build",
     "canonical",
     "method_named",

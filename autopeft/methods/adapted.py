@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autopeft.backbones.network import Network
 from autopeft.candidate import Candidate
 from autopeft.errors import UserError
-from autopeft.methods.method import Injection
+from autopeft.methods.method import Injection, Scored
 from autopeft.methods.registry import method_named
 
 HEAD_STD = 0.01
@@ -29,10 +29,11 @@ class Adapted:
         trainable: name -> parameter, adapter first, then the head (``<classifier>.weight`` and
             ``.bias``). Names are stable: peft's own (without its prefix) for ``lora``, plain timm
             names else.
+        fixed: name -> tensor that does not train but is saved with it (a mask's places).
         first_block: lowest block that trains; the readout's block for a linear probe.
         prefix_ok: whether the state at ``first_block`` is a pure function of the image.
         extra_loss: loss [scalar] to add at each step, or None.
-        after_step: to be called with the step number after each optimizer step, or None.
+        after_step: to be called after each optimizer step, see ``Injection``, or None.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Adapted:
         self.candidate: Candidate = candidate
         facts = network.facts
         self.trainable: dict[str, nn.Parameter] = {}
+        self.fixed: dict[str, Tensor] = {}
         for injection in injections:
             self.trainable.update(injection.trainable)
+            self.fixed.update(injection.fixed)
         for name in ("weight", "bias"):
             self.trainable[f"{facts.classifier}.{name}"] = head.get_parameter(name)
         network.model.requires_grad_(False)
@@ -134,16 +137,17 @@ class Adapted:
     # -- state --------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name -> value of everything that trains, the head included (detached, not copied)."""
-        return {name: p.detach() for name, p in self.trainable.items()}
+        """Name -> value of everything that is saved: what trains, the head included, and what is
+        fixed (detached, not copied)."""
+        return {name: t.detach() for name, t in (self.trainable | self.fixed).items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes over the values of ``tensors()``.
 
         Raises:
-            UserError: names or shapes differ from what this candidate trains.
+            UserError: names or shapes differ from what this candidate saves.
         """
-        mine = {name: tuple(p.shape) for name, p in self.trainable.items()}
+        mine = {name: tuple(t.shape) for name, t in self.tensors().items()}
         theirs = {name: tuple(t.shape) for name, t in tensors.items()}
         if mine != theirs:
             differ = sorted(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
@@ -153,8 +157,8 @@ class Adapted:
                 "The file belongs to another candidate, backbone or number of classes.",
             )
         with torch.no_grad():
-            for name, parameter in self.trainable.items():
-                parameter.copy_(tensors[name])
+            for name, tensor in self.tensors().items():
+                tensor.copy_(tensors[name])
 
     @property
     def trainable_params(self) -> int:
@@ -168,8 +172,8 @@ class Adapted:
 
     @property
     def adapter_bytes(self) -> int:
-        """Bytes of all trained values as they are saved (without the file's header)."""
-        return sum(p.numel() * p.element_size() for p in self.trainable.values())
+        """Bytes of all values as they are saved, fixed ones too (without the file's header)."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     @property
     def is_own_readout(self) -> bool:
@@ -179,7 +183,12 @@ class Adapted:
 
 
 def build(
-    network: Network, candidate: Candidate, num_outputs: int, seed: int, repeat: int
+    network: Network,
+    candidate: Candidate,
+    num_outputs: int,
+    seed: int,
+    repeat: int,
+    fixed: Mapping[str, Tensor] | None = None,
 ) -> Adapted:
     """Puts a candidate on a fork of a network; the given one is not touched.
 
@@ -190,6 +199,8 @@ def build(
         seed: the settings' seed. The head depends on (seed, repeat, head shape), the adapter on
             (seed, repeat, fingerprint); torch's global generator is left as it was.
         repeat: the repeat.
+        fixed: for a candidate with a ``Scored`` method: what ``prepare`` gave, or the tensors of
+            a saved state.
     """
     facts, readout = network.facts, candidate.readout
     width = facts.width(readout.block, readout.pool)
@@ -204,7 +215,7 @@ def build(
         head = _fresh_head(width, num_outputs, generator, network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_mix("adapter", seed, repeat, candidate.fingerprint))
-        injections = _inject(fork, candidate)
+        injections = _inject(fork, candidate, fixed or {})
     adapted = Adapted(fork, head, candidate, injections)
     if candidate.train.drop_path:
         fork.set_drop_path(candidate.train.drop_path, adapted.first_block)
@@ -212,17 +223,24 @@ def build(
     return adapted
 
 
-def _inject(network: Network, candidate: Candidate) -> list[Injection]:
+def _inject(
+    network: Network, candidate: Candidate, fixed: Mapping[str, Tensor]
+) -> list[Injection]:
     """All methods of a candidate; those that replace modules come last.
 
     A method that opens plain parameters looks them up by plain name, which a wrapper changes.
     """
     names = dict.fromkeys(s.method for s in candidate.strata)
     methods = sorted((method_named(n) for n in names), key=lambda m: (m.wraps, m.name))
-    return [
-        m.inject(network, [s for s in candidate.strata if s.method == m.name], candidate.readout)
-        for m in methods
-    ]
+    injections = []
+    for method in methods:
+        strata = [s for s in candidate.strata if s.method == method.name]
+        if issubclass(method, Scored):
+            found = method.inject_scored(network, strata, candidate.readout, fixed)
+        else:
+            found = method.inject(network, strata, candidate.readout)
+        injections.append(found)
+    return injections
 
 
 def _fresh_head(
@@ -249,12 +267,12 @@ def _sum(losses: list[Callable[[], Tensor]]) -> Callable[[], Tensor] | None:
     return lambda: torch.stack([loss() for loss in losses]).sum()
 
 
-def _each(calls: list[Callable[[int], None]]) -> Callable[[int], None] | None:
+def _each(calls: list[Callable[[int, int], None]]) -> Callable[[int, int], None] | None:
     if not calls:
         return None
 
-    def run(step: int) -> None:
+    def run(step: int, total: int) -> None:
         for call in calls:
-            call(step)
+            call(step, total)
 
     return run

@@ -148,7 +148,7 @@ def _check_training(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if adapted.after_step:
-                adapted.after_step(step)
+                adapted.after_step(step, steps)
             losses.append(float(loss.detach()))
     adapted.set_train(False)
     changed = _changed(before, own)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from autopeft.errors import UserError, nearest
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autopeft.backbones.facts import Facts
     from autopeft.backbones.network import Network
     from autopeft.candidate import Readout, Stratum
+    from autopeft.methods.adapted import Adapted
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,50 @@ class Injection:
     Attributes:
         trainable: name -> parameter that trains, the head excluded. A name starts with the plain
             path of the module that it changes, so that its block can be read from it.
+        fixed: name -> tensor that does not train but cannot be computed again from options and
+            backbone (which entries a mask selects, a frozen random projection). Saved with the
+            adapter; ``load_tensors`` writes into it in place.
         extra_loss: a loss [scalar] to add at each step, or None.
-        after_step: called with the step number after each optimizer step, or None.
+        after_step: called after each optimizer step, gradients still there, with (steps done
+            before it, steps of the whole schedule), or None.
     """
 
     trainable: dict[str, nn.Parameter]
+    fixed: dict[str, Tensor] = field(default_factory=dict)
     extra_loss: Callable[[], Tensor] | None = None
-    after_step: Callable[[int], None] | None = None
+    after_step: Callable[[int, int], None] | None = None
+
+
+class Scoring(Protocol):
+    """What a method may look at before it starts: training images only, their plain views.
+
+    Attributes:
+        network: the resident backbone; fork it, never change it.
+        seed: differs between repeats and between candidates.
+    """
+
+    network: Network
+    seed: int
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weight [C, d] and bias [C] of the linear probe at the candidate's readout."""
+
+    def batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalized pixels [b, 3, S, S] and labels [b, C or 1], in one fixed order.
+
+        Args:
+            size: images a batch.
+            limit: at most so many images, spread evenly over the training rows.
+        """
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The task's mean loss [scalar]; missing labels are left out."""
+
+    def fine_tune(self, adapted: Adapted, epochs: int, lr: float) -> None:
+        """Trains an adapter in place on the training rows."""
+
+    def cached(self, key: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gave for this key; candidates of one worker share it."""
 
 
 def integer(default: int, low: int, high: int) -> Any:
@@ -108,7 +146,8 @@ class Method:
         placed: whether the method has blocks at all.
         exclusive: whether it bears no other method on its blocks.
         shared: options that must be equal in all strata of this method in one candidate.
-        needs_scores: whether it needs a scoring pass over training images before it starts.
+        pausable: whether training can stop at an epoch and go on later from what trains, what is
+            fixed and the optimizer's state; else it runs in one stretch.
         wraps: whether ``inject`` replaces modules; such methods come after those that do not.
     """
 
@@ -122,7 +161,7 @@ class Method:
     placed: ClassVar[bool] = True
     exclusive: ClassVar[bool] = False
     shared: ClassVar[tuple[str, ...]] = ()
-    needs_scores: ClassVar[bool] = False
+    pausable: ClassVar[bool] = True
     wraps: ClassVar[bool] = False
 
     @classmethod
@@ -190,3 +229,33 @@ class Method:
     def defaults(cls) -> dict[str, Any]:
         """Option -> default value."""
         return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+
+
+@dataclass(frozen=True)
+class Scored(Method):
+    """A method that looks at training images before it starts, e.g. to choose what trains.
+
+    It has ``prepare`` and ``inject_scored`` in the place of ``inject``.
+    """
+
+    @classmethod
+    def prepare(
+        cls, scoring: Scoring, strata: Sequence[Stratum], readout: Readout
+    ) -> dict[str, Tensor]:
+        """What the looking gave, by name; called once, before the first epoch.
+
+        It becomes part of the injection's ``fixed``, so it is saved, and given back to
+        ``inject_scored`` when a state or an adapter is loaded.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def inject_scored(
+        cls,
+        network: Network,
+        strata: Sequence[Stratum],
+        readout: Readout,
+        fixed: Mapping[str, Tensor],
+    ) -> Injection:
+        """As ``inject``, with what ``prepare`` gave (other names may be in ``fixed`` too)."""
+        raise NotImplementedError

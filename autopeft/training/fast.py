@@ -55,10 +55,11 @@ def speed_up(adapted: Adapted, precision: Precision, casts: Casts) -> None:
 
     Args:
         adapted: a fresh one; forks of other candidates are not touched.
-        precision: with ``bf16`` frozen weights are stored in it; what trains stays fp32.
+        precision: with ``bf16`` frozen weights are stored in it; what is saved stays fp32.
         casts: of the resident backbone that the fork shares its tensors with.
     """
-    _quicken(adapted.network, {id(p) for p in adapted.trainable.values()}, precision, casts)
+    kept = {id(t) for t in (*adapted.trainable.values(), *adapted.fixed.values())}
+    _quicken(adapted.network, kept, precision, casts)
     for module in adapted.network.model.modules():
         if _is_plain_lora(module):
             module.forward = MethodType(_lora_forward, module)
@@ -71,10 +72,10 @@ def quick_frozen(network: Network, precision: Precision, casts: Casts) -> Networ
     return fork
 
 
-def _quicken(network: Network, trained: set[int], precision: Precision, casts: Casts) -> None:
+def _quicken(network: Network, kept: set[int], precision: Precision, casts: Casts) -> None:
     model, facts = network.model, network.facts
     if precision == "bf16":
-        _lower(model, trained, casts)
+        _lower(model, kept, casts)
     # On a CPU torch's fused attention is 2 to 7 times slower in bf16, forward and backward
     # together, at 17 to 1,025 tokens; in fp32 it is as fast or faster.
     slow = precision == "bf16" and next(model.parameters()).device.type == "cpu"
@@ -84,7 +85,7 @@ def _quicken(network: Network, trained: set[int], precision: Precision, casts: C
             module.fused_attn = False
 
 
-def _lower(model: nn.Module, trained: set[int], casts: Casts) -> None:
+def _lower(model: nn.Module, kept: set[int], casts: Casts) -> None:
     """Puts bf16 copies in the place of frozen parameters.
 
     BatchNorm keeps the type of its statistics, and a norm of which a part trains stays whole:
@@ -94,11 +95,11 @@ def _lower(model: nn.Module, trained: set[int], casts: Casts) -> None:
         own = dict(module.named_parameters(recurse=False))
         matrix = isinstance(module, (nn.Linear, nn.Conv2d))
         if isinstance(module, _BatchNorm) or (
-            not matrix and any(id(parameter) in trained for parameter in own.values())
+            not matrix and any(id(parameter) in kept for parameter in own.values())
         ):
             continue
         for name, parameter in own.items():
-            if id(parameter) not in trained and parameter.dtype == torch.float32:
+            if id(parameter) not in kept and parameter.dtype == torch.float32:
                 setattr(module, name, nn.Parameter(casts.low(parameter), requires_grad=False))
 
 

@@ -127,7 +127,7 @@ def train_epochs(
             if not math.isfinite(loss):
                 raise NotFiniteError(f"loss is {loss} at epoch {epoch}, step {step}")
             if adapted.after_step is not None:
-                adapted.after_step(epoch * steps + step)
+                adapted.after_step(epoch * steps + step, steps * plan.epochs)
             total += loss
             progress((epoch - start) * steps + step + 1, (stop - start) * steps)
         mean_loss = total / steps
