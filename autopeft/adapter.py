@@ -20,10 +20,10 @@ from autopeft.candidate import Candidate
 from autopeft.errors import UserError
 from autopeft.methods import canonical
 from autopeft.methods.adapted import Adapted, build
-from autopeft.methods.lora import lora_config
 from autopeft.methods.merge import can_merge as can_merge
 from autopeft.methods.merge import merged_state
 from autopeft.methods.own import check_origins, origins
+from autopeft.methods.registry import method_named
 from autopeft.version import __version__
 
 CONFIG, WEIGHTS, OURS, CARD = (
@@ -33,7 +33,7 @@ CONFIG, WEIGHTS, OURS, CARD = (
     "README.md",
 )
 FORMAT = 1
-_PEFT_PREFIX = "base_model.model."
+_PEFT_PREFIX = "base_model."
 _BACKBONE = ("name", "image_size", "mean", "std", "interpolation", "sha256")
 
 Floats = npt.NDArray[np.float32]
@@ -44,7 +44,7 @@ def save(adapted: Adapted, folder: Path, meta: Mapping[str, Any]) -> None:
     """Writes an adapter into an existing folder (a temporary one: ``files.new_folder``).
 
     ``peft.PeftModel.from_pretrained`` loads the folder onto a fresh timm model when all strata are
-    LoRA and the readout is timm's own. ``load_adapter`` loads every folder.
+    of one method that peft has and the readout is timm's own. ``load_adapter`` loads every folder.
 
     Args:
         adapted: the trained adapter.
@@ -54,15 +54,15 @@ def save(adapted: Adapted, folder: Path, meta: Mapping[str, Any]) -> None:
             (lines for the card) and anything else worth keeping as JSON.
     """
     candidate, facts = adapted.candidate, adapted.network.facts
-    prefix = _PEFT_PREFIX if _is_peft(adapted) else ""
-    if prefix:
-        config = lora_config(adapted.network, candidate.strata, candidate.readout)
+    config = _peft_config(adapted)
+    if config is not None:
         config.base_model_name_or_path = f"timm/{facts.name}"
         config.inference_mode = True
         config.save_pretrained(str(folder))
     else:
         _write_json(folder / CONFIG, _own_config(adapted))
-    tensors = {f"{prefix}{k}": v.cpu().contiguous().clone() for k, v in adapted.tensors().items()}
+    names = _peft_names(adapted) if config is not None else {}
+    tensors = {names.get(k, k): v.cpu().contiguous().clone() for k, v in adapted.tensors().items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     ours = {
         "format": FORMAT,
@@ -117,9 +117,12 @@ def load_adapter(
         saved = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be read ({error})", str(folder / WEIGHTS)) from None
-    tensors = {k.removeprefix(_PEFT_PREFIX): v for k, v in saved.items()}
-    adapted = build(network, candidate, len(ours["classes"]), seed=0, repeat=0, fixed=tensors)
-    adapted.load_tensors(tensors)
+    fixed = {name.removeprefix(f"{_PEFT_PREFIX}model."): t for name, t in saved.items()}
+    adapted = build(network, candidate, len(ours["classes"]), seed=0, repeat=0, fixed=fixed)
+    if any(name.startswith(_PEFT_PREFIX) for name in saved):
+        ours_of = {theirs: name for name, theirs in _peft_names(adapted).items()}
+        saved = {ours_of.get(name, name): tensor for name, tensor in saved.items()}
+    adapted.load_tensors(saved)
     adapted.network.model.to(device)
     adapted.head.to(device)
     return Model(adapted, ours, torch.device(device))
@@ -243,9 +246,19 @@ class _EarlyReadout(nn.Module):
         return self._logits(x)
 
 
-def _is_peft(adapted: Adapted) -> bool:
-    """Whether peft alone can load it: LoRA everywhere, and the head is timm's own."""
-    return adapted.is_own_readout and adapted.candidate.method == "lora"
+def _peft_config(adapted: Adapted) -> Any:
+    """The config with which peft alone loads it, or None: one method, the head timm's own."""
+    candidate = adapted.candidate
+    if not adapted.is_own_readout or len({s.method for s in candidate.strata}) != 1:
+        return None
+    method = method_named(candidate.method)
+    return method.peft_config(adapted.network, candidate.strata, candidate.readout)
+
+
+def _peft_names(adapted: Adapted) -> dict[str, str]:
+    """Name of a tensor -> its name in a folder that peft loads."""
+    method = method_named(adapted.candidate.method)
+    return {name: method.peft_name(name) for name in adapted.tensors()}
 
 
 def _own_config(adapted: Adapted) -> dict[str, Any]:
@@ -295,7 +308,7 @@ def _card(adapted: Adapted, ours: Mapping[str, Any]) -> str:
     needed = "".join(f"- Needs the method's file {f}, sha256 `{sha}`\n" for f, sha in files)
     register = "".join(f'autopeft.register_methods("{f}")\n' for f, _ in files)
     door = f"import autopeft\n{register}" if files else ""
-    library = "peft" if _is_peft(adapted) else "autopeft"
+    library = "autopeft" if _peft_config(adapted) is None else "peft"
     return f"""---
 base_model: timm/{name}
 library_name: {library}

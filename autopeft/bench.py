@@ -108,7 +108,7 @@ class Bench:
         runner: who executes jobs.
         value: rung metric of a trained model, kept beside it in the journal.
         tick: called whenever an outcome came.
-        batch_size: images a step, halved after out-of-memory.
+        batch_size: images a forward pass, halved after out-of-memory.
     """
 
     audience: Audience

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Pool = Literal["token", "avg", "token+avg"]
@@ -56,13 +56,27 @@ class Readout:
 
 
 @dataclass(frozen=True)
+class Post:
+    """A step after training, part of what is scored.
+
+    Attributes:
+        method: ``wise_ft``: weights on the way from the frozen network with the linear probe's
+            head to the trained one.
+        alpha: how far, in (0, 1); all the way is no step.
+    """
+
+    method: Literal["wise_ft"]
+    alpha: float
+
+
+@dataclass(frozen=True)
 class Candidate:
     """Strata, training fields and readout; equal candidates have equal fingerprints."""
 
     strata: tuple[Stratum, ...]
     train: Train
     readout: Readout
-    post: None = None
+    post: Post | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data in the canonical layout (``{"v": 1, "strata": [...], ...}``)."""
@@ -79,7 +93,7 @@ class Candidate:
             ],
             "train": dict(vars(self.train)),
             "readout": dict(vars(self.readout)),
-            "post": self.post,
+            "post": dict(vars(self.post)) if self.post else None,
         }
 
     @staticmethod
@@ -94,7 +108,8 @@ class Candidate:
             )
             for s in value["strata"]
         )
-        return Candidate(strata, Train(**value["train"]), Readout(**value["readout"]))
+        post = Post(**value["post"]) if value.get("post") else None
+        return Candidate(strata, Train(**value["train"]), Readout(**value["readout"]), post)
 
     def to_json(self) -> str:
         """The canonical JSON: sorted keys, floats to six significant digits."""
@@ -104,6 +119,11 @@ class Candidate:
     def fingerprint(self) -> str:
         """First 16 hex digits of the sha256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    @property
+    def twin(self) -> Candidate:
+        """The same without a step after training: what is trained, to the bit."""
+        return replace(self, post=None) if self.post else self
 
     @property
     def method(self) -> str:
@@ -118,7 +138,8 @@ class Candidate:
             size = "".join(f" {k}={v}" for k, v in s.options.items() if k == "r")
             parts.append(f"{s.method}{size} blocks {s.blocks[0]}-{s.blocks[1]}")
         place = f"readout {self.readout.block} {self.readout.pool}"
-        return f"{' + '.join(parts) or 'linear_probe'}, {place}"
+        step = f", {self.post.method} {self.post.alpha:g}" if self.post else ""
+        return f"{' + '.join(parts) or 'linear_probe'}, {place}{step}"
 
 
 def _rounded(value: Any) -> Any:

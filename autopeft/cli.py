@@ -119,7 +119,7 @@ def search(
     address: Annotated[
         str, typer.Option(help="Existing Ray cluster: auto or host:port; implies --runner ray.")
     ] = "",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     cache_gb: Annotated[
         float | None, typer.Option(help="Disk for frozen states; default a quarter of the free.")
     ] = None,
@@ -248,6 +248,14 @@ def show(name: str, runs_dir: Runs = "runs", as_json: Json = False) -> None:
         print(json.dumps(result.numbers, indent=1))
     else:
         print_summary(result)
+
+
+@app.command()
+def doctor(runs_dir: Runs = "runs", as_json: Json = False) -> None:
+    """Look at this machine: versions, memory, device, number format, and what to mend."""
+    from autopeft.doctor import examine
+
+    _table([dataclasses.asdict(line) for line in examine(Path(runs_dir))], as_json)
 
 
 @copy_app.command("space")

@@ -122,7 +122,8 @@ def _drive(settings: Settings, ready: Ready, screen: Screen, began: float) -> Re
     ):
         audience = make_audience(settings, ready, setup.digest())
         value = _rung_value(ready.objective, audience)
-        bench = Bench(audience, study, runner, value, clock.tick, settings.batch_size)
+        most = setup.micro_batch or settings.batch_size
+        bench = Bench(audience, study, runner, value, clock.tick, most)
         readout, models = _baselines(settings, ready, bench, screen, clock)
         reference = study.fact("reference")
         engine = _search(settings, ready, bench, reference, clock, screen, interrupts)
@@ -194,6 +195,7 @@ def _baselines(
     facts, objective = ready.network.facts, ready.objective
     with clock.part("prefix"), screen.bar("probing readouts") as bar:
         readout = choose_readout(bench, facts, bar)
+    screen.say(readout.line)
     bench.study.fix("readout", [readout.block, readout.pool, readout.strength])
     wanted = baselines.names(settings.baselines, "groups" in objective.needs)
     models = baselines.make(wanted, facts, (readout.block, readout.pool), readout.strength)
@@ -204,10 +206,7 @@ def _baselines(
     if bench.study.fact("reference") is None:
         bench.study.fix("reference", reference_values(bench, first, repeats, objective))
     value = bench.study.fact("reference")["auroc"]
-    screen.say(
-        f"best probe reads block {readout.block} ({readout.pool}); "
-        f"baselines reach AUROC {value:.3f} on search patients"
-    )
+    screen.say(f"baselines reach AUROC {value:.3f} on search patients")
     return readout, models
 
 
@@ -278,7 +277,7 @@ def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
         # Once test is opened the search is closed, whatever a budget would still allow.
         bench.study.count if protocol.test_opened(settings.run_dir) else settings.trials,
         bench.audience.setup,
-        settings.batch_size,
+        bench.batch_size,
         unpaused=lambda candidate: _is_unpaused(candidate, facts),
         kept=bench.is_there,
     )

@@ -49,7 +49,7 @@ class Engine:
         ladder: where trials pause and are compared.
         trials: how many candidates to ask for, those of earlier starts included.
         setup: digest of the setup, for the jobs.
-        batch_size: images a step; halved for a retry after out-of-memory.
+        batch_size: images a forward pass; halved for a retry after out-of-memory.
         eta: one in ``eta`` trials is promoted.
         unpaused: candidates whose state is too large to keep: trained in one stretch.
         kept: whether an outcome's files are still there; a trial without them begins again.

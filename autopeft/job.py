@@ -67,7 +67,7 @@ class Setup:
         epochs: the length of the full schedule.
         batch_size: images a step.
         views: augmented views an image (1 = plain only, 0 = new at each epoch).
-        precision: ``fp32`` or ``bf16``, decided once by the driver.
+        precision: number format of the frozen network, decided once by the driver.
         threads: torch threads of a worker.
         seed: the settings' ``--seed``.
         offline: never ask a hub.
@@ -75,6 +75,9 @@ class Setup:
         plugins: methods of the user's own, each (name, source text, sha256): nodes of a cluster
             do not see the user's files.
         simulated: parameters of a simulated worker (``autopeft.simulated``); None = real training.
+        device: on which workers train, decided once by the driver.
+        micro_batch: images a forward pass that memory allows; 0 = ``batch_size``. A job that ran
+            out of memory asks for fewer.
     """
 
     kind: Kind
@@ -91,18 +94,22 @@ class Setup:
     epochs: int
     batch_size: int
     views: int
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     threads: int
     seed: int
     offline: bool = False
     cache_bytes: int = 0
     plugins: tuple[tuple[str, str, str], ...] = ()
     simulated: Mapping[str, float] | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    micro_batch: int = 0
 
     def digest(self) -> str:
-        """Hash over everything that affects values (not where files happen to lie)."""
+        """Hash over everything that affects values (not where files lie, or what fits where)."""
         places = ("rows", "weights", "images", "cache", "run_dir", "offline", "cache_bytes")
-        plain = {k: v for k, v in vars(self).items() if k not in places}
+        plain = {k: v for k, v in vars(self).items() if k not in (*places, "micro_batch")}
+        if self.device == "cpu":  # as in runs that were started before there was a choice
+            del plain["device"]
         h = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
         for split in sorted(self.rows):
             rows = self.rows[split]

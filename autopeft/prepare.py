@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -31,6 +31,10 @@ from autopeft.schedule import epoch_ladder
 from autopeft.settings import Settings
 from autopeft.space import Space, load_space
 from autopeft.study import Study
+from autopeft.suited import suited
+
+if TYPE_CHECKING:
+    from autopeft.training.precision import Device, Precision
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,11 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     """Loads and checks task, objective, space, backbone and images; writes only to the cache."""
     from autopeft.backbones.weights import load_backbone
     from autopeft.methods import METHODS, canonical
+    from autopeft.training.allocator import keep_memory
     from autopeft.training.images import build_store, digest
 
+    if settings.runner == "serial":  # then this process trains
+        keep_memory()
     cache = Path(settings.runs_dir) / ".cache"
     check_address(settings)
     objective = load_objective(settings.objective)
@@ -124,7 +131,11 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     for line in network.warnings:
         screen.say(line)
     with plugins.blamed(space.plugins):
+        space.check_names(METHODS)
+        space, left_out = suited(space, network.facts, METHODS, canonical)
         space.check(network.facts, METHODS, True, canonical)
+    if left_out:
+        screen.say(left_out)
     try_methods(space.plugins, network)
     task = task or load_task(settings, cache)
     needed = "groups" in objective.needs
@@ -163,25 +174,20 @@ def _remove_empty(*folders: Path) -> None:
 
 
 def _check_sampler(settings: Settings, space: Space) -> None:
-    if settings.sampler == "gp" and len(space.methods) > 1:
+    if settings.sampler == "gp" and not space.single:
+        several = ", ".join(space.methods or space.parts)
         raise UserError(
-            f"gp needs a space of one method; {settings.space} has {', '.join(space.methods)}",
+            f"gp needs a space of one method; {settings.space} has {several}",
             "--sampler",
             "Take tpe, or a space with one method.",
         )
 
 
 def make_setup(settings: Settings, ready: Ready, study: Study | None = None) -> Setup:
-    """What workers get. Threads and precision are decided at the first start and kept."""
-    from autopeft.training.precision import decide
-
+    """What workers get. What depends on the machine is decided at the first start and kept."""
     machine = study.fact("machine") if study is not None else None
     if machine is None:
-        cores = os.cpu_count() or 1
-        workers = settings.workers or (max(1, cores // 2) if settings.runner == "ray" else 1)
-        threads = settings.cpus_per_worker or max(1, cores // workers)
-        precision = decide(settings.precision, threads)
-        machine = {"threads": threads, "precision": precision}
+        machine = _machine(settings, ready)
         if study is not None:
             study.fix("machine", machine)
     task, facts = ready.task, ready.network.facts
@@ -206,7 +212,43 @@ def make_setup(settings: Settings, ready: Ready, study: Study | None = None) -> 
         offline=settings.offline,
         cache_bytes=_cache_bytes(settings),
         plugins=ship(ready.space.plugins),
+        device=machine.get("device", "cpu"),  # older runs had no choice
+        micro_batch=machine.get("micro_batch", 0),
     )
+
+
+def _machine(settings: Settings, ready: Ready) -> dict[str, Any]:
+    """Threads, device, number format and micro-batch of a worker on this machine."""
+    from autopeft.training.precision import decide, find_device
+
+    cores = os.cpu_count() or 1
+    workers = settings.workers or (max(1, cores // 2) if settings.runner == "ray" else 1)
+    threads = settings.cpus_per_worker or max(1, cores // workers)
+    serial = settings.runner == "serial"
+    device = find_device() if serial or settings.gpus_per_worker > 0 else "cpu"
+    precision = decide(settings.precision, threads, device)
+    sharing = 1 if serial else workers
+    if device == "cuda" and not serial:  # Ray puts so many on one GPU
+        sharing = max(1, int(1 / settings.gpus_per_worker))
+    fits = _micro_batch(settings, ready, precision, device, sharing)
+    return {"threads": threads, "device": device, "precision": precision, "micro_batch": fits}
+
+
+def _micro_batch(
+    settings: Settings, ready: Ready, precision: Precision, device: Device, workers: int
+) -> int:
+    """Images a forward pass for the heaviest usual candidate: LoRA on all blocks."""
+    from autopeft.methods import build, canonical
+    from autopeft.training import memory
+    from autopeft.training.fast import Casts, speed_up
+
+    network = ready.network
+    lora = {"method": "lora", "blocks": "all", "modules": "all", "r": 8, "lr": 1e-3}
+    candidate = canonical(lora, network.facts)
+    adapted = build(network, candidate, len(ready.task.classes), settings.seed, 0)
+    speed_up(adapted, precision, Casts(network.model, device))
+    each = memory.bytes_per_image(adapted, precision, device)
+    return memory.micro_batch(settings.batch_size, each, memory.available(workers, device))
 
 
 def _cache_bytes(settings: Settings) -> int:
@@ -286,4 +328,6 @@ def opening(settings: Settings, ready: Ready, setup: Setup) -> str:
         f"run {settings.run_name}: {task.name}, {task.patients} {task.unit}s, "
         f"{len(task.paths)} images ({sizes}); holdout; {settings.backbone} at "
         f"{setup.image_size} px, {setup.precision}, {setup.threads} threads a worker"
+        + (f", {setup.micro_batch} images a forward pass" if setup.micro_batch else "")
+        + (", GPU" if setup.device == "cuda" else "")
     )

@@ -28,21 +28,30 @@ class Field:
     """One field, under the one name that it has in the study.
 
     Attributes:
-        name: the study's parameter name: ``lora.r``, ``readout.block``, ``train.sampling``.
+        name: the study's parameter name: ``lora.r``, ``readout.block``, ``lora.mask.3``.
         where: file and field, for errors.
         distribution: the range; None where the value is fixed.
-        value: the fixed value.
+        value: the fixed value; ``each`` where every block has a yes or no of its own.
+        in_blocks: whether the choices are depths, given to the method as numbers of blocks.
+        index: the block of a yes or no.
     """
 
     name: str
     where: str
     distribution: BaseDistribution | None = None
     value: Any = None
+    in_blocks: bool = False
+    index: int | None = None
 
     @property
     def key(self) -> str:
-        """The name without its section: ``r``."""
-        return self.name.rpartition(".")[2]
+        """The name without its section and block: ``r``, ``mask``."""
+        return self.name.split(".")[-1 if self.index is None else -2]
+
+    @property
+    def each(self) -> bool:
+        """Whether it stands for one yes or no a block."""
+        return self.distribution is None and isinstance(self.value, str) and self.value == "each"
 
     @property
     def extremes(self) -> tuple[Any, ...]:
@@ -53,6 +62,11 @@ class Field:
             return self.distribution.choices
         assert isinstance(self.distribution, (IntDistribution, FloatDistribution))
         return (self.distribution.low, self.distribution.high)
+
+    @property
+    def typical(self) -> Any:
+        """The first choice, the low end, or yes for one block: what others are tried with."""
+        return self.extremes[0] if self.index is None else True
 
     @property
     def is_range(self) -> bool:
@@ -108,6 +122,9 @@ def read_field(name: str, spec: Any, where: str) -> Field:
         raise UserError(f"{spec!r} is not understood", where, _FORM)
     if "choices" in spec:
         return Field(name, where, _choices(spec, where))
+    if "blocks" in spec:
+        cuts = {"choices" if key == "blocks" else key: value for key, value in spec.items()}
+        return Field(name, where, _choices(cuts, where), in_blocks=True)
     for key in spec:
         if key not in _KEYS:
             raise UserError(f"unknown word {key!r}", where, nearest(str(key), _KEYS))

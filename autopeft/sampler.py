@@ -120,7 +120,10 @@ class Proposer:
                 study.enqueue_trial(dict(self.defaults[asked]))
             for attempt in range(tries):
                 trial = study.ask()
-                candidate = self.suggest(trial)
+                try:
+                    candidate = self.suggest(trial)
+                except UserError:  # values that are possible one by one, but not together
+                    continue
                 if not self.study.knows(candidate):
                     found = study.get_trials(deepcopy=False)[trial.number]
                     if warm and attempt == 0:

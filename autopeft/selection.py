@@ -19,7 +19,7 @@ from autopeft.evaluation import Cost, Evaluation, Predictions
 from autopeft.job import Job, Outcome
 from autopeft.metrics import METRICS
 from autopeft.metrics.classification import auroc
-from autopeft.metrics.intervals import Interval, paired
+from autopeft.metrics.intervals import Interval, bootstrap, paired
 from autopeft.objective import Objective
 from autopeft.progress import Bar
 from autopeft.study import Entry, Study
@@ -36,12 +36,27 @@ class ReadoutChoice:
         pool: how tokens are pooled.
         strength: L2 strength.
         table: (block, pool) -> out-of-fold AUROC at its best strength.
+        interval: of the chosen one's out-of-fold AUROC, over train patients; None = undefined.
+            It says nothing of the choice among readouts, which makes the value a little too high.
     """
 
     block: int
     pool: Pool
     strength: float
     table: Mapping[str, float]
+    interval: Interval | None = None
+
+    @property
+    def line(self) -> str:
+        """The first answer of a run, for people."""
+        if self.interval is None:
+            return f"best linear probe reads block {self.block} ({self.pool}); no AUROC yet"
+        i = self.interval
+        return (
+            f"first answer: linear probe at block {self.block} ({self.pool}), AUROC {i.value:.3f} "
+            f"({i.low:.3f} to {i.high:.3f}) on {i.patients} train patients out of fold, "
+            f"best of {len(self.table)} readouts"
+        )
 
 
 def choose_readout(bench: Bench, facts: Facts, bar: Bar) -> ReadoutChoice:
@@ -57,13 +72,14 @@ def choose_readout(bench: Bench, facts: Facts, bar: Bar) -> ReadoutChoice:
         subset = rows.take(position)
         for key in sorted(set(stored.files) - {"row", "fold"}):
             block, pool, strength = key.split("|")
-            value = auroc(_folds(bench.audience, subset, stored[key], stored["fold"])) or 0.0
+            folds = _folds(bench.audience, subset, stored[key], stored["fold"])
+            value = auroc(folds) or 0.0
             table[f"{block}|{pool}"] = max(value, table.get(f"{block}|{pool}", 0.0))
             ranked = (value, int(block), pool, float(strength))
             if best is None or ranked[0] > best[0]:
-                best = ranked
+                best, kept = ranked, folds
     assert best is not None
-    return ReadoutChoice(best[1], best[2], best[3], table)
+    return ReadoutChoice(best[1], best[2], best[3], table, bootstrap(kept))
 
 
 def _folds(audience: Audience, rows: Any, score: Any, fold: Any) -> Predictions:

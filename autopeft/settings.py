@@ -37,7 +37,7 @@ _CHOICES = {
     "sampler": ("tpe", "random", "nsga2", "gp"),
     "inner": ("auto", "holdout", "cv5"),
     "runner": ("serial", "ray"),
-    "precision": ("auto", "fp32", "bf16"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
 }
 _AT_LEAST = {
     "trials": 1,

@@ -1,6 +1,6 @@
 """The search space: a YAML file that says which candidates exist.
 
-Layout of a file (every section but ``methods`` may be left out)::
+Layout of a file (``methods`` or ``strata`` must be there, the rest may be left out)::
 
     methods:                      # one is chosen for each candidate
       lora:                       # a method's name; below it
@@ -8,6 +8,10 @@ Layout of a file (every section but ``methods`` may be left out)::
         last: {choices: [2, half, all]}           # how many of the last blocks below the readout,
         modules: {choices: [qkv, qkv+proj, all]}  # which modules inside a block,
         lr: {type: float, low: 2e-4, high: 2e-2, log: true}   # and its own training fields
+    strata:                       # or: parts that one candidate has side by side
+      prompts: {method: vpt_deep, use: {choices: [true, false]}, p: {choices: [5, 10]}}
+      high: {method: lora, first: {choices: [quarter, half]}, r: 8}
+    mask: each                    # which blocks the parts without a placement have
     readout: {block: ..., pool: ...}              # where the head reads
     train: {sampling: ..., weight_decay: 0.01}    # training fields shared by all methods
     defaults:                     # tried first, by parameter name; what is left out is sampled
@@ -15,59 +19,50 @@ Layout of a file (every section but ``methods`` may be left out)::
       - {method: lora, lora.r: 8}                 # fit the task come first, those that do not last
     methods_from: [./gate.py]     # Python files with methods of your own, beside this file
 
-Depths may be said as a share (``half``, ``all`` ...), so that one file fits backbones of any
-depth. Choices that a backbone or a task cannot have (a module it lacks, group sampling without
-groups) are left out of its search.
+A placement is ``last``, or ``first`` (the first block, counted from 0) and ``until`` (the first
+one that is not meant), or ``mask: each``: one yes or no a block, named ``lora.mask.0`` and so on.
+``each`` also stands for an option that holds one bit a block. Depths may be said as a share
+(``half``, ``all`` ...), so that one file fits backbones of any depth; for an option that is a
+number of blocks write ``{blocks: [quarter, half]}``. Choices that a backbone or a task cannot
+have (a module it lacks, group sampling without groups) are left out of its search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, get_args, get_type_hints
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from autopeft import plugins
-from autopeft.candidate import Candidate, Readout, Train
+from autopeft.candidate import Candidate
 from autopeft.errors import UserError, nearest
 from autopeft.plugins import Plugin
-from autopeft.ranges import Field, read_field, read_yaml
+from autopeft.ranges import Field, read_yaml
+from autopeft.sections import (
+    PLACE,
+    READOUT,
+    SHARES,
+    TRAIN,
+    Part,
+    Shape,
+    blocks_of,
+    draw,
+    draw_stratum,
+    fit_section,
+    mapping,
+    read_part,
+    read_section,
+)
 
-SHARES = {
-    "quarter": 1 / 4,
-    "third": 1 / 3,
-    "half": 1 / 2,
-    "two_thirds": 2 / 3,
-    "three_quarters": 3 / 4,
-    "all": 1.0,
-}
 # Below how many training images a task counts as such. MED-PEFT ("Less could be better", MIDL
 # 2024) found one rank for each: its NIH lists of 1, 10 and 100 % hold 785, 7,847, 78,468 images.
 WHEN = {"few": 1_000, "some": 20_000, "many": None}
-_SECTIONS = ("methods", "readout", "train", "defaults", "methods_from")
-_PLACE = ("last", "modules")
-_TRAIN = {name: get_args(hint) for name, hint in get_type_hints(Train).items()}
-_READOUT = {name: get_args(hint) for name, hint in get_type_hints(Readout).items()}
-_GROUP_SAMPLING = ("group", "label_x_group")
-
-
-class Shape(Protocol):
-    """The facts of a backbone that a space needs."""
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-
-    @property
-    def modules(self) -> Mapping[str, Any]:
-        """Module names inside a block."""
-
-    @property
-    def pools(self) -> Sequence[str]:
-        """How features can be pooled."""
+_SECTIONS = ("methods", "strata", "mask", "readout", "train", "defaults", "methods_from")
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,8 @@ class Space:
         train: training fields shared by all methods.
         points: warm starts, as parameters by name; ``when`` says for how many training images.
         plugins: files of methods of the user's own, read and not executed.
+        parts: name -> part, in the place of ``methods``.
+        mask: one yes or no a block, for the parts without a placement.
     """
 
     name: str
@@ -93,6 +90,21 @@ class Space:
     train: tuple[Field, ...]
     points: tuple[Mapping[str, Any], ...]
     plugins: tuple[Plugin, ...] = ()
+    parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+    mask: tuple[Field, ...] = ()
+
+    @property
+    def single(self) -> bool:
+        """Whether all candidates have the same parameters, as a Gaussian process needs it."""
+        return len(self.methods) <= 1 and not any(p.optional for p in self.parts.values())
+
+    @property
+    def sections(self) -> Iterator[tuple[str, str, tuple[Field, ...]]]:
+        """Scope, method and fields of every method or part."""
+        for name, section in self.methods.items():
+            yield name, name, section
+        for name, part in self.parts.items():
+            yield name, part.method, part.fields
 
     @property
     def method(self) -> Field:
@@ -102,8 +114,9 @@ class Space:
     @property
     def fields(self) -> dict[str, Field]:
         """Every field by the one name that it has in the study."""
-        every = [self.method, *self.readout, *self.train]
-        every += [field for section in self.methods.values() for field in section]
+        every = [self.method] if self.methods else []
+        every += [*self.mask, *self.readout, *self.train]
+        every += [field for _, _, section in self.sections for field in section]
         names = [field.name for field in every]
         assert len(set(names)) == len(names), f"a name stands for two fields: {sorted(names)}"
         return {field.name: field for field in every}
@@ -119,12 +132,17 @@ class Space:
             UserError: a field has nothing left, or a depth that the backbone lacks.
         """
 
-        def fitted(field: Field) -> Field:
-            return _fit(field, facts, has_groups)
+        def fitted(section: tuple[Field, ...]) -> tuple[Field, ...]:
+            return fit_section(section, facts, has_groups)
 
-        methods = {name: tuple(map(fitted, section)) for name, section in self.methods.items()}
-        readout, train = tuple(map(fitted, self.readout)), tuple(map(fitted, self.train))
-        return replace(self, methods=methods, readout=readout, train=train)
+        return replace(
+            self,
+            methods={name: fitted(section) for name, section in self.methods.items()},
+            parts={n: replace(p, fields=fitted(p.fields)) for n, p in self.parts.items()},
+            mask=fitted(self.mask),
+            readout=fitted(self.readout),
+            train=fitted(self.train),
+        )
 
     def ask(
         self, trial: optuna.trial.BaseTrial, facts: Shape, has_groups: bool = False
@@ -136,26 +154,26 @@ class Space:
             facts: the backbone.
             has_groups: whether the task has groups to sample by.
         """
-        space = self.fit(facts, has_groups)
-        method = space.method.draw(trial)
-        readout = {field.key: field.draw(trial) for field in space.readout}
-        block = _blocks(readout.get("block", "all"), facts.depth)
+        return self.fit(facts, has_groups).draw(trial, facts)
+
+    def draw(self, trial: optuna.trial.BaseTrial, facts: Shape) -> dict[str, Any]:
+        """As ``ask``, of a space that is fitted already."""
+        sections = list(self.sections)
+        if self.methods:
+            method = self.method.draw(trial)
+            sections = [(method, method, self.methods[method])]
+        readout = {field.key: field.draw(trial) for field in self.readout}
+        block = blocks_of(readout.get("block", "all"), facts.depth)
         if "block" in readout:
             readout["block"] = block
-        train = {field.key: field.draw(trial) for field in space.train}
-        stratum: dict[str, Any] = {"method": method, "options": {}}
-        for field in space.methods[method]:
-            value = field.draw(trial)
-            if field.key == "last":
-                # Counted from the readout: blocks above it are never run.
-                stratum["blocks"] = [block - _blocks(value, block), block - 1]
-            elif field.key == "modules":
-                stratum["modules"] = value
-            elif field.key in _TRAIN:
-                train[field.key] = value
-            else:
-                stratum["options"][field.key] = value
-        return {"strata": [stratum], "train": train, "readout": readout}
+        train = {field.key: field.draw(trial) for field in self.train}
+        mask = [draw(bit, trial, block) for bit in self.mask] or None
+        strata = []
+        for _, method, section in sections:
+            stratum, own = draw_stratum(method, section, trial, block, facts, mask)
+            train |= own
+            strata += [stratum] if stratum is not None else []
+        return {"strata": strata, "train": train, "readout": readout}
 
     def check(
         self,
@@ -177,19 +195,35 @@ class Space:
             UserError: an unknown method or option (nearest name offered), a value that the method
                 refuses, a warm start outside of the space.
         """
-        for name, section in self.methods.items():
-            where = f"{self.where}, methods"
-            if name not in methods:
-                raise UserError(f"unknown method {name!r}", where, nearest(name, methods))
-            options = {f.name for f in fields(methods[name])}
-            known = options | set(_PLACE) | set(_TRAIN)
-            for field in section:
-                if field.key not in known:
-                    what = f"{name} has no option {field.key!r}"
-                    raise UserError(what, field.where, nearest(field.key, known))
+        self.check_names(methods)
         self.defaults(facts, has_groups)
         if canonical is not None:
             self.fit(facts, has_groups)._try_all(facts, has_groups, canonical)
+
+    def check_names(self, methods: Mapping[str, type]) -> None:
+        """Validates names and warm starts, whatever the backbone.
+
+        Raises:
+            UserError: an unknown method, option or parameter; a warm start outside of the space.
+        """
+        for scope, method, section in self.sections:
+            where = f"{self.where}, {'methods' if self.methods else f'strata.{scope}'}"
+            if method not in methods:
+                raise UserError(f"unknown method {method!r}", where, nearest(method, methods))
+            options = {f.name for f in fields(methods[method])}
+            known = options | set(PLACE) | (set(TRAIN) if self.methods else {"use"})
+            for field in section:
+                if field.key not in known:
+                    what = f"{method} has no option {field.key!r}"
+                    raise UserError(what, field.where, nearest(field.key, known))
+        for index, point in enumerate(self.points):
+            where = f"{self.where}, defaults[{index}]"
+            if self.methods and "method" not in point:
+                raise UserError("no method is named", where, nearest("", self.methods))
+            _order(point.get("when"), 0, where)
+            for name, value in point.items():
+                if name != "when":
+                    self._check_point(name, value, str(point.get("method", "")), where)
 
     def defaults(
         self, facts: Shape, has_groups: bool = False, images: int = 0
@@ -207,29 +241,44 @@ class Space:
         """
         fitted, points = self.fit(facts, has_groups).fields, []
         for index, point in enumerate(self.points):
-            where = f"{self.where}, defaults[{index}]"
-            if "method" not in point:
-                raise UserError("no method is named", where, nearest("", self.methods))
-            rank = _order(point.get("when"), images, where)
-            values = {name: value for name, value in point.items() if name != "when"}
-            for name, value in values.items():
-                self._check_point(name, value, str(point["method"]), where)
+            rank = _order(point.get("when"), images, f"{self.where}, defaults[{index}]")
+            values = {n: v for n, v in self._spread(point, facts).items() if n in fitted}
             # What is fixed is no parameter, and what is impossible here is left to the sampler.
             searched = {n: v for n, v in values.items() if fitted[n].distribution is not None}
             points.append((rank, {n: v for n, v in searched.items() if fitted[n].contains(v)}))
         return [point for _, point in sorted(points, key=lambda p: p[0])]
 
+    def _spread(self, point: Mapping[str, Any], facts: Shape) -> dict[str, Any]:
+        """A warm start with one value a block where it gives a word for all of them."""
+        own, values = self.fields, dict[str, Any]()
+        for name, value in point.items():
+            if name in own and own[name].each:
+                on = 0 if value == "none" else blocks_of(value, facts.depth)
+                for i in range(facts.depth):
+                    values[f"{name}.{i}"] = i >= facts.depth - on
+            else:
+                values[name] = value
+        return values
+
     def _check_point(self, name: str, value: Any, method: str, where: str) -> None:
-        scope = name.partition(".")[0]
-        if name not in self.fields:
-            raise UserError(f"unknown parameter {name!r}", where, nearest(name, self.fields))
+        scope, own = name.partition(".")[0], self.fields
+        stem, _, block = name.rpartition(".")
+        if stem in own and own[stem].each and block.isdigit():  # one bit of one block
+            known, possible = own[stem], isinstance(value, bool)
+        elif name in own:
+            known = own[name]
+            possible = value in ("none", *SHARES) if known.each else known.contains(value)
+        else:
+            raise UserError(f"unknown parameter {name!r}", where, nearest(name, own))
         if scope in self.methods and scope != method:
             what = f"{name!r} belongs to {scope}, but the method is {method}"
             raise UserError(what, where, "Leave it out.")
-        if not self.fields[name].contains(value):
-            listed = ", ".join(map(str, self.fields[name].extremes))
+        if not possible:
+            words = ("none", *SHARES) if known.each else known.extremes
             raise UserError(
-                f"{name} = {value!r} is outside of the space", where, f"It has: {listed}."
+                f"{name} = {value!r} is outside of the space",
+                where,
+                f"It has: {', '.join(map(str, words))}.",
             )
 
     def _try_all(
@@ -239,12 +288,15 @@ class Space:
         canonical: Callable[[Mapping[str, Any], Any], Candidate],
     ) -> None:
         """One candidate for each choice and each end of a range, the others at their first."""
-        for method, section in self.methods.items():
-            relevant = [*self.readout, *self.train, *section]
-            first = {f.name: f.extremes[0] for f in relevant if f.distribution is not None}
+        shared = [*self.readout, *self.train, *self.mask]
+        for sections in self._candidates():
+            relevant = [*shared, *(f for _, _, section in sections for f in section)]
+            first = {f.name: f.typical for f in relevant if f.distribution is not None}
+            if self.methods:
+                first["method"] = sections[0][0]
             for field in relevant:
                 for value in field.extremes:
-                    point = {**first, "method": method}
+                    point = dict(first)
                     if field.distribution is not None:
                         point[field.name] = value
                     raw = self.ask(optuna.trial.FixedTrial(point), facts, has_groups)
@@ -252,6 +304,11 @@ class Space:
                         canonical(raw, facts)
                     except UserError as error:
                         raise UserError(error.what, field.where, error.fix) from None
+
+    def _candidates(self) -> Iterator[list[tuple[str, str, tuple[Field, ...]]]]:
+        """The sections that go together: each method by itself, all parts at once."""
+        every = list(self.sections)
+        yield from ([one] for one in every) if self.methods else [every]
 
 
 def load_space(name_or_path: str) -> Space:
@@ -274,9 +331,15 @@ def read_space(text: str, where: str, name: str = "", sha256: str = "") -> Space
     for key in raw:
         if key not in _SECTIONS:
             raise UserError(f"unknown section {key!r}", where, nearest(str(key), _SECTIONS))
-    methods = _mapping(raw.get("methods"), f"{where}, methods")
-    if not methods:
+    methods = mapping(raw.get("methods"), f"{where}, methods")
+    parts = mapping(raw.get("strata"), f"{where}, strata")
+    if methods and parts:
+        raise UserError("it has methods and strata", where, "Keep one of these sections.")
+    if not methods and not parts:
         raise UserError("no method is named", f"{where}, methods", "Name at least one.")
+    for name in parts:
+        if name in _SECTIONS or not str(name).isidentifier():
+            raise UserError(f"{name!r} is no name for a part", f"{where}, strata", "Rename it.")
     points = raw.get("defaults") or []
     if not isinstance(points, list) or not all(isinstance(p, Mapping) for p in points):
         raise UserError("defaults is no list of mappings", where, "- {method: lora, lora.r: 8}")
@@ -284,12 +347,26 @@ def read_space(text: str, where: str, name: str = "", sha256: str = "") -> Space
         name,
         where,
         sha256,
-        {str(m): _section(str(m), s, f"{where}, methods.{m}", None) for m, s in methods.items()},
-        _section("readout", raw.get("readout"), f"{where}, readout", _READOUT),
-        _section("train", raw.get("train"), f"{where}, train", _TRAIN),
+        {
+            str(m): read_section(str(m), s, f"{where}, methods.{m}", None)
+            for m, s in methods.items()
+        },
+        read_section("readout", raw.get("readout"), f"{where}, readout", READOUT),
+        read_section("train", raw.get("train"), f"{where}, train", TRAIN),
         tuple({str(k): v for k, v in point.items()} for point in points),
         _files(raw.get("methods_from"), where),
+        {str(p): read_part(str(p), s, f"{where}, strata.{p}") for p, s in parts.items()},
+        _mask(raw, where),
     )
+
+
+def _mask(raw: Mapping[str, Any], where: str) -> tuple[Field, ...]:
+    if "mask" not in raw:
+        return ()
+    if raw["mask"] != "each" or not raw.get("strata"):
+        fix = "Write mask: each beside strata; a method has its mask in its own section."
+        raise UserError(f"mask = {raw['mask']!r} is not possible here", where, fix)
+    return (Field("mask", f"{where}, mask", value="each"),)
 
 
 def _files(spec: Any, where: str) -> tuple[Plugin, ...]:
@@ -316,74 +393,3 @@ def _order(when: Any, images: int, where: str) -> int:
         raise UserError(f"when = {when!r} is not possible", where, nearest(str(when), WHEN))
     fitting = next(word for word, limit in WHEN.items() if limit is None or images < limit)
     return 2 * (when != fitting) if images else 0
-
-
-def _section(
-    scope: str, spec: Any, where: str, known: Mapping[str, tuple[Any, ...]] | None
-) -> tuple[Field, ...]:
-    """The fields of one section; ``known`` names the possible ones and their words."""
-    section = []
-    for key, value in _mapping(spec, where).items():
-        if known is not None and key not in known:
-            raise UserError(f"unknown field {key!r}", where, nearest(str(key), known))
-        field = read_field(f"{scope}.{key}", value, f"{where}.{key}")
-        words = _TRAIN.get(str(key), ()) if scope != "readout" else _READOUT[str(key)]
-        for word in field.extremes if words else ():
-            if word not in words:
-                raise UserError(
-                    f"{word!r} is not possible", field.where, nearest(str(word), words)
-                )
-        if key == "last" or (scope, key) == ("readout", "block"):
-            _check_depth(field)
-        section.append(field)
-    return tuple(section)
-
-
-def _check_depth(field: Field) -> None:
-    for value in field.extremes:
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not whole and value not in SHARES:
-            fix = f"Write a number of blocks or one of {', '.join(SHARES)}."
-            raise UserError(f"{value!r} is no depth", field.where, fix)
-
-
-def _mapping(spec: Any, where: str) -> Mapping[str, Any]:
-    if spec is None:
-        return {}
-    if not isinstance(spec, Mapping):
-        raise UserError(f"{spec!r} is no section", where, "Write `field: value` lines.")
-    return spec
-
-
-def _blocks(value: Any, depth: int) -> int:
-    """A depth as written (a number or a share) as a number of blocks, 1 to ``depth``."""
-    blocks = round(SHARES[value] * depth) if isinstance(value, str) else int(value)
-    return min(depth, max(1, blocks))
-
-
-def _fit(field: Field, facts: Shape, has_groups: bool) -> Field:
-    """A field without the choices that the backbone or the task cannot have."""
-    if field.key == "modules":
-
-        def present(value: Any) -> bool:
-            return value == "all" or set(str(value).split("+")) <= set(facts.modules)
-
-        return field.keep(present, f"This backbone has: {', '.join(facts.modules)}, or all.")
-    if field.name == "readout.pool":
-        return field.keep(lambda v: v in facts.pools, f"This backbone has: {facts.pools}.")
-    if field.name == "readout.block":
-
-        def exists(value: Any) -> bool:
-            return isinstance(value, str) or value <= facts.depth
-
-        why = f"This backbone has {facts.depth} blocks."
-        if field.is_range:
-            if not all(map(exists, field.extremes)):
-                raise UserError("the range leaves the backbone", field.where, why)
-            return field
-        return field.keep(exists, why)
-    if field.key == "sampling" and not has_groups:
-        return field.keep(
-            lambda v: v not in _GROUP_SAMPLING, "Group sampling needs groups: give --group."
-        )
-    return field

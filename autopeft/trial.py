@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from autopeft.job import Job, Outcome, Rows, Setup
 from autopeft.methods import build
 from autopeft.methods.adapted import Adapted
 from autopeft.methods.own import receive
+from autopeft.methods.scored import has_scored, look
 from autopeft.training import augment
+from autopeft.training.allocator import keep_memory
 from autopeft.training.fast import Casts, quick_frozen, speed_up
 from autopeft.training.features import frozen_features, identity
 from autopeft.training.images import ImageStore, open_store
@@ -41,6 +44,7 @@ from autopeft.training.precision import autocast
 from autopeft.training.prefix import PrefixStore
 from autopeft.training.probe import best_strength, fit_probe, out_of_fold
 from autopeft.training.sampling import cell_weights, label_weights
+from autopeft.training.scoring import TrainScoring
 
 STATE = "state.safetensors"
 EVAL_BATCH = 64
@@ -61,6 +65,7 @@ class Resident:
     casts: Casts
     features: dict[tuple[str, int, Pool], npt.NDArray[np.float32]] = field(default_factory=dict)
     strengths: dict[tuple[int, Pool], float] = field(default_factory=dict)
+    looked: dict[str, Any] = field(default_factory=dict)  # what methods found, see TrainScoring
 
 
 _RESIDENT: dict[int, Resident] = {}
@@ -107,6 +112,7 @@ def _resident(setup: Setup) -> Resident:
     """The worker's warm state; a changed setup starts afresh."""
     if id(setup) not in _RESIDENT:
         _RESIDENT.clear()
+        keep_memory()
         torch.set_num_threads(max(1, setup.threads))
         receive(setup.plugins)  # before anything that may name one of the user's methods
         network = load_backbone(setup.backbone, setup.weights, setup.image_size, setup.offline)
@@ -117,7 +123,7 @@ def _resident(setup: Setup) -> Resident:
 
 
 def _load(setup: Setup, network: Network) -> Resident:
-    store, casts = open_store(setup.images), Casts(network.model)
+    store, casts = open_store(setup.images), Casts(network.model, setup.device)
     # All that the bits of a state depend on, the code that makes views included.
     views = inspect.getsource(augment)
     key = f"{identity(network.facts)} {store.folder.name} {setup.precision} {setup.threads} "
@@ -136,9 +142,11 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
     assert job.candidate is not None
     setup, rows = resident.setup, resident.setup.rows
     started = time.perf_counter()
-    hits, asks = resident.prefix.hits, resident.prefix.asks
+    hits, asks, spent = resident.prefix.hits, resident.prefix.asks, resident.prefix.seconds
     saved = _saved(setup, job)
     fixed = _strip(saved, "weight|")
+    if not saved and has_scored(job.candidate):
+        fixed = look(job.candidate, _scoring(resident, job))
     outputs = len(setup.classes)
     adapted = build(resident.network, job.candidate, outputs, setup.seed, job.repeat, fixed)
     speed_up(adapted, setup.precision, resident.casts)
@@ -163,7 +171,8 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
     name = f"{job.name}.npz"
     _save_arrays(setup, name, {"score": scores.astype(np.float16)})
     hits, asks = resident.prefix.hits - hits, resident.prefix.asks - asks
-    extra = {"prefix": [hits, asks]} if asks else {}
+    spent = round(resident.prefix.seconds - spent, 3)
+    extra = {"prefix": [hits, asks], "prefix_seconds": spent} if asks else {}
     return Outcome("ok", "", job.stop, name, cost, job.name, loss, extra)
 
 
@@ -181,28 +190,61 @@ def _train(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Gradient training of one stretch, from the probe's head or from the saved state."""
     assert job.candidate is not None
-    setup, train, optimizer = resident.setup, job.candidate.train, None
+    train, optimizer = job.candidate.train, None
     if saved:
         adapted.load_tensors(_strip(saved, "weight|"))
         optimizer = _strip(saved, "optimizer|")
     elif train.head_init == "probe":
         readout = job.candidate.readout
         strength = _strength(resident, readout.block, readout.pool)
-        _set_probe(resident, adapted, job.candidate, strength)
-    plan = Plan(
+        adapted.set_head(*_probe(resident, job.candidate, strength))
+    plan = _plan(resident, job, _source(resident, adapted))
+    return train_epochs(adapted, plan, job.start, job.stop, optimizer)
+
+
+def _plan(resident: Resident, job: Job, source: Source) -> Plan:
+    """How the job's candidate trains."""
+    assert job.candidate is not None
+    setup = resident.setup
+    return Plan(
         setup.rows["train"],
-        _source(resident, adapted),
+        source,
         setup.kind,
-        train,
+        job.candidate.train,
         setup.epochs,
         setup.batch_size,
-        job.micro_batch,
+        job.micro_batch or setup.micro_batch,
         setup.views,
         setup.seed,
         job.repeat,
         setup.precision,
+        setup.device,
     )
-    return train_epochs(adapted, plan, job.start, job.stop, optimizer)
+
+
+def _scoring(resident: Resident, job: Job) -> TrainScoring:
+    """What a method that looks first may look at."""
+    candidate = job.candidate
+    assert candidate is not None
+    setup, train, readout = resident.setup, candidate.train, candidate.readout
+    store, facts = resident.store, resident.network.facts
+    plain = Source(0, lambda index, view: pixels(store, facts, index, view))
+
+    def solved() -> tuple[torch.Tensor, torch.Tensor]:
+        strength = _strength(resident, readout.block, readout.pool)
+        return _probe(resident, candidate, strength)
+
+    return TrainScoring(
+        resident.network,
+        int(augment.mix(setup.seed, job.repeat, int(candidate.fingerprint[:8], 16))) >> 1,
+        _plan(resident, job, plain),
+        store,
+        resident.casts,
+        lambda adapted: _source(resident, adapted),
+        solved,
+        resident.looked,
+        f"{job.repeat} {readout} {train.loss} {train.label_smoothing} {train.sampling}",
+    )
 
 
 def _save_state(path: Path, adapted: Adapted, optimizer: dict[str, torch.Tensor]) -> None:
@@ -218,13 +260,14 @@ def _strip(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.
 
 def _fit_head(resident: Resident, adapted: Adapted, candidate: Candidate) -> float:
     """The linear probe: convex, so there is nothing to pause and no seed to draw."""
-    _set_probe(resident, adapted, candidate, candidate.train.weight_decay)
+    adapted.set_head(*_probe(resident, candidate, candidate.train.weight_decay))
     return 0.0
 
 
-def _set_probe(
-    resident: Resident, adapted: Adapted, candidate: Candidate, strength: float
-) -> None:
+def _probe(
+    resident: Resident, candidate: Candidate, strength: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [C, d] and bias [C] of the linear probe at the candidate's readout."""
     rows = resident.setup.rows["train"]
     assert rows.label is not None
     weight = np.ones(rows.label.shape)
@@ -235,7 +278,7 @@ def _set_probe(
         weight *= np.where(rows.label == 1, label_weights(rows.label), 1)
     features = _features(resident, "train", candidate.readout.block, candidate.readout.pool)
     probe = fit_probe(features, rows.label, resident.setup.kind, strength, weight)
-    adapted.set_head(torch.from_numpy(probe.weight).float(), torch.from_numpy(probe.bias).float())
+    return torch.from_numpy(probe.weight).float(), torch.from_numpy(probe.bias).float()
 
 
 def _strength(resident: Resident, block: int, pool: Pool) -> float:
@@ -252,15 +295,11 @@ def _strength(resident: Resident, block: int, pool: Pool) -> float:
 def _features(resident: Resident, split: str, block: int, pool: Pool) -> npt.NDArray[np.float32]:
     key = (split, block, pool)
     if key not in resident.features:
-        setup = resident.setup
-        resident.features[key] = frozen_features(
-            resident.network,
-            resident.store,
-            setup.rows[split].index,
-            [(block, pool)],
-            setup.precision,
-            Path(setup.cache),
-        )[(block, pool)]
+        setup, rows, readouts = resident.setup, resident.setup.rows[split].index, [(block, pool)]
+        found = frozen_features(
+            resident.frozen, resident.store, rows, readouts, setup.precision, Path(setup.cache)
+        )
+        resident.features[key] = found[(block, pool)]
     return resident.features[key]
 
 
@@ -271,11 +310,11 @@ def score_rows(resident: Resident, adapted: Adapted, rows: Rows) -> npt.NDArray[
     """Logits [N, C] of the plain views, in the search's precision."""
     source, parts = _source(resident, adapted), []
     adapted.set_train(False)
-    with torch.no_grad(), autocast(resident.setup.precision):
+    with torch.no_grad(), autocast(resident.setup.precision, resident.setup.device):
         for start in range(0, len(rows), EVAL_BATCH):
             index = rows.index[start : start + EVAL_BATCH]
-            x = source.get(index, np.zeros(len(index), np.int64))
-            parts.append(adapted.logits(x, source.start).float().numpy())
+            x = source.get(index, np.zeros(len(index), np.int64)).to(resident.setup.device)
+            parts.append(adapted.logits(x, source.start).float().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -283,12 +322,13 @@ def _source(resident: Resident, adapted: Adapted) -> Source:
     """Pixels, or frozen states where blocks below the adapter are frozen and views come again."""
     setup, facts, store = resident.setup, resident.network.facts, resident.store
     boundary = adapted.first_block if adapted.prefix_ok and setup.views else 0
+    get = partial(pixels, store, facts, device=setup.device)
     if not boundary:
-        return Source(0, lambda index, view: pixels(store, facts, index, view))
+        return Source(0, get)
 
     def compute(index: npt.NDArray[np.int64], view: npt.NDArray[np.int64]) -> torch.Tensor:
-        with torch.no_grad(), autocast(setup.precision):
-            return resident.frozen.advance(0, pixels(store, facts, index, view), boundary)
+        with torch.no_grad(), autocast(setup.precision, setup.device):
+            return resident.frozen.advance(0, get(index, view), boundary).cpu()
 
     return Source(boundary, lambda i, v: resident.prefix.states(boundary, i, v, compute))
 
@@ -299,7 +339,7 @@ def _predict(resident: Resident, job: Job) -> Outcome:
     assert job.state is not None
     setup = resident.setup
     folder = Path(setup.run_dir) / "states" / job.state
-    model = load_adapter(folder, network=resident.network)
+    model = load_adapter(folder, device=setup.device, network=resident.network)
     assert job.candidate is not None
     if model.candidate.fingerprint != job.candidate.fingerprint:
         raise RunError(f"{folder} holds another candidate than it was written for")
@@ -343,7 +383,7 @@ def _readouts(resident: Resident, job: Job) -> Outcome:
     readouts = [(r, p) for r in range(first, facts.depth + 1) for p in facts.pools]
     cache = Path(setup.cache)
     features = frozen_features(
-        resident.network, resident.store, rows.index, readouts, setup.precision, cache
+        resident.frozen, resident.store, rows.index, readouts, setup.precision, cache
     )
     arrays: dict[str, npt.NDArray[Any]] = {"row": rows.index}
     for block, pool in readouts:

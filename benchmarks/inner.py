@@ -10,11 +10,14 @@ autocast. The floor of a variant is the cost of its matrix products alone, count
 passes of the frozen network at bf16 speed, measured in the same run: with blocks k..L adapted, a
 share s = (L - k) / L of the network goes forward and, at the same cost, back (nothing is computed
 for frozen weights); what lies below is read from the prefix store, or costs 1 - s without it.
+With ``--allocator kept``, as in a worker, the process keeps freed memory in large pages; plain peft
+runs in the same process and has it too.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -34,6 +37,8 @@ from torch.nn import functional
 
 from autopeft.backbones.weights import load_backbone
 from autopeft.methods import build, canonical
+from autopeft.methods.scored import ToyScoring, has_scored, look
+from autopeft.training.allocator import keep_memory
 from autopeft.training.fast import Casts, quick_frozen, speed_up
 from autopeft.training.prefix import PrefixStore
 
@@ -49,33 +54,38 @@ def plain_peft(args: argparse.Namespace, x: torch.Tensor, y: torch.Tensor, low: 
     )
     model = get_peft_model(made.train(), config)
     trained = [p for p in model.parameters() if p.requires_grad]
-    return _stepper(lambda: model(x), trained, y, _autocast(low))
+    return _stepper(lambda: model(x), trained, y, _autocast(low), fused=False)
 
 
 def ours(net: Any, raw: dict[str, Any], x: torch.Tensor, y: torch.Tensor, start: int = 0) -> Step:
     """autopeft's step in bf16; ``start`` = the boundary whose states are cached."""
-    adapted = build(net.network, canonical(raw, net.network.facts), 1, 0, 0)
+    candidate, fixed = canonical(raw, net.network.facts), None
+    if has_scored(candidate):
+        zeros = torch.zeros(len(x), dtype=torch.long)
+        fixed = look(candidate, ToyScoring(net.network, candidate, x, zeros, 1))
+    adapted = build(net.network, candidate, 1, 0, 0, fixed)
     speed_up(adapted, "bf16", net.casts)
     adapted.set_train(True)
     given = net.cached(x, start)
     trained = list(adapted.trainable.values())
-    return _stepper(lambda: adapted.logits(given(), start), trained, y, _autocast(True))
+    logits = lambda: adapted.logits(given(), start)  # noqa: E731
+    return _stepper(logits, trained, y, _autocast(True), fused=True)
 
 
 class Net:
     """The resident network, its casts and its prefix store."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, args: argparse.Namespace, folder: Path, images: int = BATCH) -> None:
         self.network = load_backbone(args.backbone, args.weights, args.image_size, True)
         self.casts = Casts(self.network.model)
         self.frozen = quick_frozen(self.network, "bf16", self.casts)
-        self.store = PrefixStore(folder, 10**9, "inner", np.arange(BATCH))
+        self.store = PrefixStore(folder, 10**9, "inner", np.arange(images))
 
     def cached(self, x: torch.Tensor, start: int) -> Callable[[], torch.Tensor]:
         """Pixels, or the store's states of them: read anew at each step, as in training."""
         if not start:
             return lambda: x
-        index, view = np.arange(BATCH), np.zeros(BATCH, np.int64)
+        index, view = np.arange(len(x)), np.zeros(len(x), np.int64)
 
         def compute(rows: Any, views: Any) -> torch.Tensor:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -110,8 +120,9 @@ def _stepper(
     trained: list[torch.nn.Parameter],
     y: torch.Tensor,
     context: Callable[[], AbstractContextManager[Any]],
+    fused: bool,
 ) -> Step:
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=fused)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -144,14 +155,17 @@ def variants(args: argparse.Namespace, net: Net) -> dict[str, tuple[Step, float 
         name = f"LoRA, blocks {first}-{depth - 1}"
         found[name] = (ours(net, raw, x, y), 1 + share)
         found[f"{name}, cached"] = (ours(net, raw, x, y, first), 2 * share)
-    found["bitfit, all blocks"] = (
-        ours(net, {"method": "bitfit", "blocks": "all", "lr": 1e-4}, x, y),
-        2.0,
-    )
-    found["full, all blocks"] = (
-        ours(net, {"method": "full", "blocks": "all", "lr": 1e-5}, x, y),
-        3.0,
-    )
+    # The floor of the others: what trains in the weights costs their gradient too (3), prompts
+    # lengthen each row.
+    prompts = 10 / (1 + facts.shapes[0][0])
+    others = {
+        "bitfit": ({}, 2.0), "ssf": ({}, 2.0), "adapter_pfeiffer": ({}, 2.0),
+        "vpt_deep": ({"p": 10}, 2.0 * (1 + prompts)), "large_weight": ({}, 3.0),
+        "full": ({}, 3.0),
+    }  # fmt: skip
+    for name, (more, floor) in others.items():
+        raw = {"method": name, "blocks": "all", "lr": 1e-5, **more}
+        found[f"{name}, all blocks"] = (ours(net, raw, x, y), floor)
     return found
 
 
@@ -177,7 +191,10 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--allocator", choices=("kept", "plain"), default="kept")
     args = parser.parse_args()
+    if args.allocator == "kept":
+        keep_memory()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         net = Net(args, Path(folder))
@@ -186,6 +203,7 @@ def main() -> None:
     unit = statistics.median(seconds["frozen forward, bf16"])
     base = statistics.median(seconds["plain peft, fp32"])
     print(f"{args.backbone} at {args.image_size} px, batch {BATCH}, {args.threads} threads, ")
+    print(f"allocator {args.allocator}, load {os.getloadavg()[0]:.1f}, ")
     print(
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {date.today()}"
     )

@@ -41,7 +41,9 @@ MAY = {
     "trial": "adapter backbones candidate evaluation job methods training",
     # what is tried next
     "ranges": "",
-    "space": "candidate plugins ranges",
+    "sections": "candidate ranges",
+    "space": "candidate plugins ranges sections",
+    "suited": "candidate ranges sections space",
     "schedule": "",
     "entry": "candidate job",
     "study": "candidate entry job",
@@ -69,9 +71,17 @@ MAY = {
 
 # Library -> the only files (or folders) that import it.
 DOORS = {
-    "optuna": ("space.py", "study.py", "sampler.py", "ranges.py", "entry.py"),
+    "optuna": (
+        "space.py",
+        "sections.py",
+        "suited.py",
+        "study.py",
+        "sampler.py",
+        "ranges.py",
+        "entry.py",
+    ),
     "ray": ("runners/",),
-    "peft": ("methods/lora.py", "adapter.py", "training/fast.py"),
+    "peft": ("methods/tuner.py", "adapter.py", "training/fast.py"),
     "timm": ("backbones/",),
     "huggingface_hub": ("backbones/",),
     "fairlearn": ("metrics/fairness.py",),

@@ -74,7 +74,7 @@ def test_a_mapping_becomes_settings_in_the_fields_own_types():
         ({"budget": float("nan")}, "--budget: nan"),
         ({"image_size": 4}, "--image-size: 4 is too small"),
         ({"sampler": "tpo"}, "--sampler: 'tpo'.*\"tpe\""),
-        ({"precision": "fp8"}, "--precision.*auto, bf16, fp32"),
+        ({"precision": "fp8"}, "--precision.*auto, bf16, fp16, fp32"),
     ],
 )
 def test_wrong_values_are_named(values, words):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +24,17 @@ from autopeft.data.task import Task
 from autopeft.errors import RunError
 from autopeft.job import Job, Rows, Setup
 from autopeft.methods import METHODS, canonical, own
+from autopeft.methods.sparse_presets import Gps
 from autopeft.prepare import make_audience, make_setup
 from autopeft.runners import guarded
 from autopeft.settings import Settings
+from autopeft.training import memory
+from autopeft.training import precision as number_format
 from autopeft.training.features import frozen_features
-from autopeft.training.images import build_store
+from autopeft.training.images import ImageStore, build_store
 from autopeft.training.loop import NotFiniteError
 from autopeft.training.probe import fit_probe
+from autopeft.training.scoring import TrainScoring
 
 LORA = {"method": "lora", "blocks": [3, 5], "r": 4, "lr": 3e-3}
 SPLITS = ["train"] * 20 + ["search"] * 8 + ["confirm"] * 4 + ["test"] * 4
@@ -139,7 +145,16 @@ def test_a_rung_writes_predictions_and_an_adapter_and_answers(setup, vit):
     assert got[label == 1].min() > got[label == 0].max()  # brightness is easy
 
 
-@pytest.mark.parametrize("raw", [LORA, {"method": "linear_probe"}], ids=["lora", "linear_probe"])
+PAUSED = [
+    LORA,
+    {"method": "linear_probe"},
+    {"method": "gps", "blocks": 3},
+    {"method": "sara", "blocks": 3, "share": 0.3, "lr": 3e-3, "reselect_at": 0.5},
+    {"method": "lt_sft", "blocks": 2, "share": 0.05, "phase_lr": 1e-3, "lr": 1e-3},
+]
+
+
+@pytest.mark.parametrize("raw", PAUSED, ids=[r["method"] for r in PAUSED])
 def test_a_paused_trial_goes_on_bit_for_bit(setup, vit, tmp_path, raw):
     whole_setup = replace(setup, run_dir=str(tmp_path / "whole"))
     whole = trial.run(whole_setup, rung(whole_setup, vit, raw))
@@ -161,10 +176,70 @@ def test_a_paused_trial_goes_on_bit_for_bit(setup, vit, tmp_path, raw):
     assert not (Path(setup.run_dir) / "states" / state / "state.safetensors").exists()
 
 
+def test_a_method_looks_at_training_images_once(setup, vit, monkeypatch):
+    """Before the first epoch, within the trial's seconds; never at the rows that are scored."""
+    looked, seen = [], []
+    prepare, batch = Gps.prepare.__func__, ImageStore.batch
+
+    def watched(cls, scoring, strata, readout):
+        looked.append(strata)
+        seen.clear()
+        found = prepare(cls, scoring, strata, readout)
+        looked.append(set(seen))
+        time.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(Gps, "prepare", classmethod(watched))
+    monkeypatch.setattr(
+        ImageStore, "batch", lambda self, index: seen.extend(index.tolist()) or batch(self, index)
+    )
+    raw = {"method": "gps", "blocks": 2}
+    first = trial.run(setup, rung(setup, vit, raw, 0, 1))
+    assert first.cost.train_seconds > 0.5
+    assert len(looked) == 2
+    assert looked[1] == set(setup.rows["train"].index.tolist())
+    second = trial.run(setup, rung(setup, vit, raw, 1, 3, state=first.state))
+    assert second.status == "ok", second.reason
+    assert len(looked) == 2
+    head = 65
+    entries = first.cost.trainable_params - head
+    places = entries - 2 * (192 + 64 + 192 + 64)  # the rest are biases
+    assert places == 2 * (192 + 64 + 192 + 64)
+    assert first.cost.adapter_bytes == 4 * (entries + head) + 4 * places
+
+
+def test_candidates_of_a_worker_share_what_they_found(setup, vit, monkeypatch):
+    calls, fine_tune = [], TrainScoring.fine_tune
+    monkeypatch.setattr(
+        TrainScoring, "fine_tune", lambda self, *a: calls.append(a) or fine_tune(self, *a)
+    )
+    raw = {"method": "lt_sft", "blocks": 2, "phase_lr": 1e-3}
+    states = {}
+    for share in (0.05, 0.2):
+        outcome = trial.run(setup, rung(setup, vit, {**raw, "share": share}, stop=1))
+        path = Path(setup.run_dir) / "states" / outcome.state / "adapter_model.safetensors"
+        states[share] = load_file(path)
+    assert len(calls) == 1
+    for name, places in states[0.05].items():
+        if name.endswith("_index"):
+            assert set(places.tolist()) <= set(states[0.2][name].tolist())
+    other = rung(setup, vit, {**raw, "share": 0.05}, stop=1, repeat=1)
+    assert trial.run(setup, other).status == "ok"
+    assert len(calls) == 2  # a repeat is a training of its own
+
+
 def test_repeats_differ_and_the_same_job_does_not(setup, vit):
     first = scores(setup, trial.run(setup, rung(setup, vit)))
     assert np.array_equal(scores(setup, trial.run(setup, rung(setup, vit))), first)
     assert not np.array_equal(scores(setup, trial.run(setup, rung(setup, vit, repeat=1))), first)
+
+
+def test_the_setup_s_micro_batch_is_where_jobs_start(setup, vit):
+    start = replace(setup, micro_batch=3)
+    asked = scores(setup, trial.run(setup, rung(setup, vit, micro_batch=3)))
+    assert np.array_equal(scores(start, trial.run(start, rung(start, vit))), asked)
+    fewer = scores(setup, trial.run(setup, rung(setup, vit, micro_batch=1)))
+    assert np.array_equal(scores(start, trial.run(start, rung(start, vit, micro_batch=1))), fewer)
 
 
 def test_a_smaller_micro_batch_gives_nearly_the_same(setup, vit):
@@ -305,7 +380,7 @@ def test_the_backbone_is_loaded_once(setup, vit, monkeypatch):
 # ---- other jobs ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_predict_is_the_saved_adapter_in_fp32(setup, vit, world, precision):
     setup = replace(setup, precision=precision)
     state = trial.run(setup, rung(setup, vit)).state
@@ -381,8 +456,35 @@ def test_a_worker_s_setup_holds_no_confirm_and_no_test_patient(world, vit, tmp_p
         world.task.rows("test")
 
 
+def test_what_depends_on_the_machine_is_decided_once(world, vit, tmp_path, monkeypatch):
+    facts = {}
+    study = SimpleNamespace(fact=facts.get, fix=lambda k, v: facts.setdefault(k, v))
+    ready = SimpleNamespace(
+        task=world.task,
+        network=vit,
+        space=SimpleNamespace(plugins=()),
+        images=world.store.folder,
+    )
+    settings = Settings(backbone="test_vit", runs_dir=str(tmp_path), name="x", runner="ray")
+    asked = []
+    monkeypatch.setattr(memory, "available", lambda *a: asked.append(a) or 10**6)
+    monkeypatch.setattr(memory, "bytes_per_image", lambda *a: 10**5)
+    monkeypatch.setattr(number_format, "find_device", lambda: "cuda")  # no worker gets its share
+    setup = make_setup(settings, ready, study)
+    assert (setup.device, setup.micro_batch) == ("cpu", 8)
+    assert facts["machine"]["micro_batch"] == 8
+    assert asked == [(max(1, (os.cpu_count() or 1) // 2), "cpu")]
+    monkeypatch.setattr(memory, "available", lambda *a: 10**9)
+    again = make_setup(settings, ready, study)  # a run that goes on
+    assert (again.digest(), again.micro_batch) == (setup.digest(), 8)
+    assert make_setup(settings, ready).micro_batch == 0
+    facts["machine"] = {"threads": 1, "precision": "fp32"}  # a run of an older version
+    old = make_setup(settings, ready, study)
+    assert (old.device, old.micro_batch) == ("cpu", 0)
+
+
 def test_setup_fields_that_change_values_change_the_digest(setup):
-    places = {"weights", "images", "cache", "run_dir", "offline", "cache_bytes"}
+    places = {"weights", "images", "cache", "run_dir", "offline", "cache_bytes", "micro_batch"}
     changed = {
         str: lambda v: v + "x", int: lambda v: v + 1, bool: lambda v: not v,
         tuple: lambda v: (*v, "more"), type(None): lambda v: {"noise": 1.0},

@@ -118,6 +118,11 @@ def _facts(model: Any, name: str, layout: Layout, image_size: int | None) -> Fac
         tail_params=counts[depth][0],
         tail_biases=counts[depth][1],
         sha256=fingerprint(model, cfg["classifier"]),
+        kernels={k: tuple(_kernel(model, p) for p in v) for k, v in paths.items()},
+        norms=tuple(_norms(model, parts) for parts in prefixes),
+        norm_biases=tuple(_norm_biases(model, parts) for parts in prefixes),
+        module_biases={k: tuple(_biases(model, p) for p in v) for k, v in paths.items()},
+        heads=int(model.blocks[0].attn.num_heads) if vit else 0,
     )
 
 
@@ -167,6 +172,34 @@ def _size(model: Any, path: str) -> tuple[int, ...]:
         return ()
     weight = model.get_submodule(path).weight
     return int(weight[0].numel()), int(weight.shape[0])
+
+
+def _kernel(model: Any, path: str) -> int:
+    """Side of a convolution's kernel; 0 for a linear module and for the empty path."""
+    kernel = getattr(model.get_submodule(path), "kernel_size", (0,)) if path else (0,)
+    return int(max(kernel))
+
+
+def _norms(model: Any, parts: tuple[str, ...]) -> dict[str, int]:
+    """Path -> numbers of a block's norms that have a weight."""
+    found = {}
+    for part in parts:
+        for inner, module in model.get_submodule(part).named_modules():
+            own = dict(module.named_parameters(recurse=False))
+            if "norm" in type(module).__name__.lower() and "weight" in own:
+                path = f"{part}.{inner}" if inner else part
+                found[path] = sum(p.numel() for p in own.values())
+    return found
+
+
+def _norm_biases(model: Any, parts: tuple[str, ...]) -> int:
+    return sum(_biases(model, path) for path in _norms(model, parts))
+
+
+def _biases(model: Any, path: str) -> int:
+    """Numbers in the bias of a module; 0 without one and for the empty path."""
+    bias = getattr(model.get_submodule(path), "bias", None) if path else None
+    return 0 if bias is None else int(bias.numel())
 
 
 def _shapes(

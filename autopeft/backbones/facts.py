@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Pool = Literal["token", "avg", "token+avg"]
@@ -27,6 +27,12 @@ class Facts:
             convolutions, squeeze-excitation and shortcuts are never targets. The fan in of a
             convolution counts its kernel, so rank r costs ``r * (fan in + outputs)``.
         paths: for each module name, its path in the timm model in each block, ``""`` where absent.
+        kernels: for each module name, the side of its kernel in each block; 0 for a linear one and
+            where it is absent.
+        norms: for each block, path -> numbers in the weight and bias of each norm in it.
+        norm_biases: for each block, numbers in the biases of its norms.
+        module_biases: for each module name, numbers in its bias in each block.
+        heads: attention heads of a ViT, 0 for a CNN.
         prefixes: for each block the module paths that it consists of, in the order they run.
         pools: the pools that exist; a CNN and a ViT without class token have ``avg`` only.
         own_pool: timm's own pool, i.e. what the pretrained head reads at boundary L.
@@ -68,6 +74,11 @@ class Facts:
     tail_params: int
     tail_biases: int
     sha256: str
+    kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    norms: tuple[Mapping[str, int], ...] = ()
+    norm_biases: tuple[int, ...] = ()
+    module_biases: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    heads: int = 0
 
     @property
     def params(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autopeft.backbones.network import Network
 from autopeft.candidate import Candidate
 from autopeft.errors import UserError
-from autopeft.methods.method import Injection, Scored
+from autopeft.methods.method import Injection, Method, Scored
 from autopeft.methods.registry import method_named
 
 HEAD_STD = 0.01
@@ -197,7 +197,7 @@ def build(
         candidate: made by ``canonical`` for this backbone.
         num_outputs: number of logits C.
         seed: the settings' seed. The head depends on (seed, repeat, head shape), the adapter on
-            (seed, repeat, fingerprint); torch's global generator is left as it was.
+            (seed, repeat, the twin's fingerprint); torch's global generator is left as it was.
         repeat: the repeat.
         fixed: for a candidate with a ``Scored`` method: what ``prepare`` gave, or the tensors of
             a saved state.
@@ -214,7 +214,7 @@ def build(
         fork.drop_blocks(readout.block)
         head = _fresh_head(width, num_outputs, generator, network)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_mix("adapter", seed, repeat, candidate.fingerprint))
+        torch.manual_seed(_mix("adapter", seed, repeat, candidate.twin.fingerprint))
         injections = _inject(fork, candidate, fixed or {})
     adapted = Adapted(fork, head, candidate, injections)
     if candidate.train.drop_path:
@@ -223,24 +223,48 @@ def build(
     return adapted
 
 
+def methods_of(candidate: Candidate) -> list[type[Method]]:
+    """A candidate's methods in the order in which they are injected and folded.
+
+    Those that replace modules come last: a method that opens plain parameters looks them up by
+    plain name, which a wrapper changes.
+    """
+    names = dict.fromkeys(s.method for s in candidate.strata)
+    return sorted((method_named(n) for n in names), key=lambda m: (m.wraps, m.name))
+
+
 def _inject(
     network: Network, candidate: Candidate, fixed: Mapping[str, Tensor]
 ) -> list[Injection]:
-    """All methods of a candidate; those that replace modules come last.
+    """Opens and adds all parameters of a candidate.
 
-    A method that opens plain parameters looks them up by plain name, which a wrapper changes.
+    Raises:
+        UserError: two methods train the same numbers, or one hides what the other trains.
     """
-    names = dict.fromkeys(s.method for s in candidate.strata)
-    methods = sorted((method_named(n) for n in names), key=lambda m: (m.wraps, m.name))
-    injections = []
-    for method in methods:
+    injections: list[Injection] = []
+    owner: dict[str, str] = {}
+    for method in methods_of(candidate):
         strata = [s for s in candidate.strata if s.method == method.name]
         if issubclass(method, Scored):
             found = method.inject_scored(network, strata, candidate.readout, fixed)
         else:
             found = method.inject(network, strata, candidate.readout)
+        for name in found.trainable:
+            if name in owner:
+                raise _clash(owner[name], method.name, name)
+            owner[name] = method.name
         injections.append(found)
+    there = {id(p) for p in network.model.parameters()}
+    for injection in injections:
+        for name, parameter in injection.trainable.items():
+            if id(parameter) not in there:
+                raise _clash(owner[name], methods_of(candidate)[-1].name, name)
     return injections
+
+
+def _clash(one: str, other: str, name: str) -> UserError:
+    what = f"{one} and {other} both change {name}"
+    return UserError(what, "candidate", "Give them separate blocks or modules.")
 
 
 def _fresh_head(

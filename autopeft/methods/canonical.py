@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from autopeft.candidate import Candidate, Readout, Stratum, Train
 from autopeft.errors import UserError, nearest
+from autopeft.methods.interpolation import read_post
 from autopeft.methods.method import rounded
 from autopeft.methods.placement import Part, blocks_named, modules_named, strata_of
 from autopeft.methods.registry import METHODS, method_named
@@ -36,6 +37,7 @@ def canonical(raw: Mapping[str, Any], facts: Facts) -> Candidate:
     ``raw`` is flat, ``{"method": "lora", "blocks": [6, 11], "modules": ["qkv"], "r": 8,
     "lr": 1e-3, "readout": {"block": 9}}``; or it has ``"strata": [...]``, each with the same
     placement keys; or it is ``Candidate.to_dict()``. Options may be scoped (``"lora.r"``).
+    ``"post": {"method": "wise_ft", "alpha": 0.5}`` scores what lies between frozen and trained.
     Defaults are filled in, strata end below the readout, empty ones go, equal neighbors become
     one, and fields that change nothing hold their default. Without a stratum left it is the
     linear probe.
@@ -51,14 +53,12 @@ def canonical(raw: Mapping[str, Any], facts: Facts) -> Candidate:
     known = {*_PLACE, *_OUTER, *_RANGES, *(f.name for f in fields(Train))}
     if raw.get("v", 1) != 1:
         raise UserError(f"version {raw['v']!r} is unknown", _WHERE, "Update autopeft.")
-    if raw.get("post") is not None:
-        raise UserError(f"post = {raw['post']!r} is not available", _WHERE, "Leave it out.")
     readout = _readout(raw, facts)
     outer = {k: v for k, v in raw.items() if k not in _OUTER}
     inline = {k: outer.pop(k) for k in list(outer) if k in _TRAIN_NAMES}
     strata = strata_of(_parts(raw, outer, facts, readout.block, known), facts)
     train = {**_mapping(raw.get("train"), "train"), **inline}
-    return Candidate(strata, _train(train, strata), readout)
+    return Candidate(strata, _train(train, strata), readout, read_post(raw.get("post"), strata))
 
 
 _TRAIN_NAMES = frozenset(f.name for f in fields(Train))

@@ -15,12 +15,17 @@ from autopeft.methods.adapted import Adapted, build
 from autopeft.methods.canonical import canonical
 from autopeft.methods.merge import merged_state
 from autopeft.methods.registry import method_named
+from autopeft.methods.scored import ToyScoring, has_scored, look
 
 OUTPUTS = 3
 
 
 def check_method(
-    raw: Mapping[str, Any], network: Network, identity: bool = True, steps: int = 3
+    raw: Mapping[str, Any],
+    network: Network,
+    identity: bool = True,
+    steps: int = 3,
+    noise: float = 0.01,
 ) -> None:
     """Runs all checks for one candidate as a person would write it.
 
@@ -32,6 +37,7 @@ def check_method(
         network: a small backbone; stays as it is.
         identity: whether a fresh adapter must not change the output.
         steps: optimizer steps of the training check.
+        noise: how far a perturbation moves each trained number (standard deviation).
 
     Raises:
         AssertionError: says which property fails.
@@ -43,11 +49,11 @@ def check_method(
     _check_names(network, candidate)
     if identity:
         _check_identity(network, candidate, x)
-    _check_prefix(network, candidate, x)
+    _check_prefix(network, candidate, x, noise)
     _check_training(network, candidate, x, label, steps)
     _check_resident(network, before)
-    _check_state(network, candidate, x)
-    _check_merge(network, candidate, x)
+    _check_state(network, candidate, x, noise)
+    _check_merge(network, candidate, x, noise)
     _check_resident(network, before)
 
 
@@ -66,27 +72,35 @@ def _toy(network: Network) -> tuple[Tensor, Tensor]:
     return noise + 1.5 * (label - 1.0).view(-1, 1, 1, 1), label
 
 
+def _fresh(network: Network, candidate: Candidate) -> Adapted:
+    """A fresh adapter; a method that looks at images first looks at the toy ones."""
+    fixed = None
+    if has_scored(candidate):
+        fixed = look(candidate, ToyScoring(network, candidate, *_toy(network), OUTPUTS))
+    return build(network, candidate, OUTPUTS, 0, 0, fixed)
+
+
 def _probe(network: Network, candidate: Candidate) -> Adapted:
     """The frozen backbone with the same head."""
     raw = {"method": "linear_probe", "readout": vars(candidate.readout)}
     return build(network, canonical(raw, network.facts), OUTPUTS, 0, 0)
 
 
-def _perturbed(network: Network, candidate: Candidate) -> Adapted:
-    """Every trained number of the adapter moved by N(0, 0.01), the head as it is."""
-    adapted = build(network, candidate, OUTPUTS, 0, 0)
+def _perturbed(network: Network, candidate: Candidate, noise: float) -> Adapted:
+    """Every trained number of the adapter moved by N(0, noise), the head as it is."""
+    adapted = _fresh(network, candidate)
     generator = torch.Generator().manual_seed(1)
     head = {id(p) for p in adapted.head.parameters()}
     with torch.no_grad():
         for parameter in adapted.trainable.values():
             if id(parameter) not in head:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=noise)
     return adapted
 
 
 def _check_names(network: Network, candidate: Candidate) -> None:
     """T0: exactly the declared parameters train, as many as the formula says."""
-    adapted = build(network, candidate, OUTPUTS, 0, 0)
+    adapted = _fresh(network, candidate)
     modules = (adapted.network.model, adapted.head)
     opened = {id(p) for m in modules for p in m.parameters() if p.requires_grad}
     declared = {id(p) for p in adapted.trainable.values()}
@@ -96,7 +110,7 @@ def _check_names(network: Network, candidate: Candidate) -> None:
         for s in candidate.strata
     )
     assert adapted.adapter_params == formula, (adapted.adapter_params, formula)
-    again = build(network, candidate, OUTPUTS, 0, 0)
+    again = _fresh(network, candidate)
     assert list(again.trainable) == list(adapted.trainable), "names are stable"
     assert not _changed(again.tensors(), adapted.tensors()), "initialization is deterministic"
 
@@ -104,14 +118,14 @@ def _check_names(network: Network, candidate: Candidate) -> None:
 def _check_identity(network: Network, candidate: Candidate, x: Tensor) -> None:
     """T1: a fresh adapter changes nothing."""
     with torch.no_grad():
-        fresh = build(network, candidate, OUTPUTS, 0, 0).pooled(x)
+        fresh = _fresh(network, candidate).pooled(x)
         frozen = _probe(network, candidate).pooled(x)
     assert _apart(fresh, frozen) <= 1e-5, "a fresh adapter changes the output"
 
 
-def _check_prefix(network: Network, candidate: Candidate, x: Tensor) -> None:
+def _check_prefix(network: Network, candidate: Candidate, x: Tensor, noise: float) -> None:
     """T4: below ``first_block`` the adapted network is the plain one, bit for bit, no gradient."""
-    adapted = _perturbed(network, candidate)
+    adapted = _perturbed(network, candidate, noise)
     k = adapted.first_block
     if not adapted.prefix_ok or k == 0:
         return
@@ -130,7 +144,7 @@ def _check_training(
     network: Network, candidate: Candidate, x: Tensor, label: Tensor, steps: int
 ) -> None:
     """Training changes what is declared and nothing else, and the loss falls."""
-    adapted = build(network, candidate, OUTPUTS, 0, 0)
+    adapted = _fresh(network, candidate)
     own = dict(adapted.network.model.state_dict())
     before = {k: v.clone() for k, v in own.items()}
     start = {k: v.clone() for k, v in adapted.tensors().items()}
@@ -159,18 +173,19 @@ def _check_training(
     assert losses[-1] < losses[0], f"the loss does not fall: {losses}"
 
 
-def _check_state(network: Network, candidate: Candidate, x: Tensor) -> None:
+def _check_state(network: Network, candidate: Candidate, x: Tensor, noise: float) -> None:
     """T2: the trained tensors alone carry the adapter, bit for bit."""
-    trained = _perturbed(network, candidate)
-    fresh = build(network, candidate, OUTPUTS, 0, 1)
-    fresh.load_tensors(trained.tensors())
+    trained = _perturbed(network, candidate, noise)
+    saved = {k: v.clone() for k, v in trained.tensors().items()}
+    fresh = build(network, candidate, OUTPUTS, 0, 1, saved)
+    fresh.load_tensors(saved)
     with torch.no_grad():
         assert torch.equal(fresh.logits(x), trained.logits(x)), "reloaded outputs differ"
 
 
-def _check_merge(network: Network, candidate: Candidate, x: Tensor) -> None:
+def _check_merge(network: Network, candidate: Candidate, x: Tensor, noise: float) -> None:
     """T3: the adapter matters, and folded into a plain model it computes the same."""
-    adapted = _perturbed(network, candidate)
+    adapted = _perturbed(network, candidate, noise)
     with torch.no_grad():
         logits = adapted.logits(x)
         if candidate.strata:

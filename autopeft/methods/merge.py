@@ -5,14 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from autopeft.errors import UserError
-from autopeft.methods.adapted import Adapted
-from autopeft.methods.registry import method_named
+from autopeft.methods.adapted import Adapted, methods_of
 
 
 def can_merge(adapted: Adapted) -> bool:
     """Whether a plain timm model can compute what ``adapted`` does."""
-    methods = (method_named(s.method) for s in adapted.candidate.strata)
-    return adapted.is_own_readout and all(method.mergeable for method in methods)
+    every = methods_of(adapted.candidate)
+    return adapted.is_own_readout and all(method.mergeable for method in every)
 
 
 def merged_state(adapted: Adapted) -> dict[str, Tensor]:
@@ -30,7 +29,7 @@ def merged_state(adapted: Adapted) -> dict[str, Tensor]:
     if not adapted.is_own_readout:
         what = f"readout {readout.block} {readout.pool} is not timm's own, so no timm model has it"
         raise UserError(what, "merge", "Use the adapter folder with autopeft.load_adapter.")
-    methods = [method_named(n) for n in dict.fromkeys(s.method for s in adapted.candidate.strata)]
+    methods = methods_of(adapted.candidate)
     for method in methods:
         if not method.mergeable:
             fix = "Use the adapter folder with autopeft.load_adapter."

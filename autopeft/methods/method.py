@@ -145,6 +145,8 @@ class Method:
         takes_modules: whether ``modules`` selects modules inside a block.
         placed: whether the method has blocks at all.
         exclusive: whether it bears no other method on its blocks.
+        conflicts: names of methods that cannot share a block with it, because both change the same
+            numbers; one of the two names the other.
         shared: options that must be equal in all strata of this method in one candidate.
         pausable: whether training can stop at an epoch and go on later from what trains, what is
             fixed and the optimizer's state; else it runs in one stretch.
@@ -160,6 +162,7 @@ class Method:
     takes_modules: ClassVar[bool] = False
     placed: ClassVar[bool] = True
     exclusive: ClassVar[bool] = False
+    conflicts: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[tuple[str, ...]] = ()
     pausable: ClassVar[bool] = True
     wraps: ClassVar[bool] = False
@@ -197,6 +200,13 @@ class Method:
             return ("",)
         return tuple(name for name, shapes in facts.modules.items() if shapes[block])
 
+    def check(self, facts: Facts, stratum: Stratum) -> None:
+        """Refuses options that do not go with the places, e.g. a size that does not divide.
+
+        Raises:
+            UserError: says why; ``canonical`` calls this for each stratum.
+        """
+
     def first_block(self, stratum: Stratum) -> int:
         """Lowest block that the method reads a parameter into or writes to."""
         return stratum.blocks[0]
@@ -224,6 +234,16 @@ class Method:
     @classmethod
     def fold(cls, network: Network) -> None:
         """Folds what ``inject`` added into the plain parameters of a network of its own."""
+
+    @classmethod
+    def peft_config(cls, network: Network, strata: Sequence[Stratum], readout: Readout) -> Any:
+        """The config with which ``peft`` alone can load what ``inject`` added; None: it cannot."""
+        return None
+
+    @classmethod
+    def peft_name(cls, name: str) -> str:
+        """Name in a folder that peft loads of what is called ``name`` in the injection."""
+        return f"base_model.model.{name}"
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:

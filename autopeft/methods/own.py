@@ -20,7 +20,7 @@ from autopeft import plugins
 from autopeft.candidate import Train
 from autopeft.errors import RunError, UserError
 from autopeft.methods.canonical import canonical
-from autopeft.methods.method import Method, Rate, checked
+from autopeft.methods.method import Method, Rate, Scored, checked
 from autopeft.methods.registry import BUILT_IN, METHODS
 from autopeft.plugins import Plugin
 
@@ -108,6 +108,7 @@ def try_methods(files: Sequence[Plugin], network: Network) -> None:
     import torch
 
     from autopeft.methods.adapted import build
+    from autopeft.methods.scored import ToyScoring, has_scored, look
 
     facts, fix = network.facts, "autopeft.testing.check_method checks the whole contract."
     for file in files:
@@ -116,9 +117,15 @@ def try_methods(files: Sequence[Plugin], network: Network) -> None:
             raw = {"method": method.name, "blocks": max(1, facts.depth // 2)}
             with plugins.blamed([file]), torch.no_grad():
                 candidate = canonical(raw, facts)
-                adapted = build(network, candidate, 2, 0, 0)
                 where = next(network.model.parameters()).device
-                adapted.logits(torch.zeros(1, 3, facts.image_size, facts.image_size, device=where))
+                x = torch.zeros(4, 3, facts.image_size, facts.image_size, device=where)
+                x += torch.arange(4, device=where).view(4, 1, 1, 1) * 0.5
+                fixed = None
+                if has_scored(candidate):
+                    label = torch.arange(4) % 2
+                    fixed = look(candidate, ToyScoring(network, candidate, x, label, 2))
+                adapted = build(network, candidate, 2, 0, 0, fixed)
+                adapted.logits(x[:1])
                 formula = sum(
                     method(**s.options).parameter_count(facts, s, candidate.readout)
                     for s in candidate.strata
@@ -204,8 +211,12 @@ def _check(method: type[Method], where: str) -> None:
     absent = [k for k in ("family", "paper", "summary", "rates") if not hasattr(method, k)]
     if method.placed and method.parameter_count is Method.parameter_count:
         absent.append("parameter_count")
-    if method.placed and _function(method) in (None, _function(Method)):
-        absent.append("a class method inject")
+    # A method that looks at images first has these two in the place of inject.
+    looks = issubclass(method, Scored)
+    for part in ("prepare", "inject_scored") if looks else ("inject",):
+        unwritten = (None, _function(Scored if looks else Method, part))
+        if method.placed and _function(method, part) in unwritten:
+            absent.append(f"a class method {part}")
     if absent:
         fix = "See examples/own_method.py."
         raise UserError(f"{method.__name__} lacks {', '.join(absent)}", where, fix)
@@ -230,9 +241,9 @@ def _check_options(method: type[Method], where: str) -> None:
         checked(option, option.default, where)
 
 
-def _function(method: type[Method]) -> Any:
-    """What stands behind the class method ``inject``; None where it is something else."""
-    return getattr(method.inject, "__func__", None)
+def _function(method: type[Method], name: str) -> Any:
+    """What stands behind a class method; None where it is something else."""
+    return getattr(getattr(method, name), "__func__", None)
 
 
 class _Thawed:

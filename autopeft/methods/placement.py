@@ -106,7 +106,7 @@ def strata_of(parts: Sequence[Part], facts: Facts) -> tuple[Stratum, ...]:
     same strata.
 
     Raises:
-        UserError: two parts claim the same place.
+        UserError: two parts claim the same place, or options do not go with a place.
     """
     plan: dict[tuple[str, str], dict[int, set[str]]] = {}
     for part in parts:
@@ -124,6 +124,8 @@ def strata_of(parts: Sequence[Part], facts: Facts) -> tuple[Stratum, ...]:
         for (name, options), places in plan.items()
         for first, last, names in _runs(places, method_named(name)(**json.loads(options)), facts)
     ]
+    for stratum in strata:
+        method_named(stratum.method)(**stratum.options).check(facts, stratum)
     return tuple(sorted(strata, key=lambda s: (s.blocks, s.method, s.modules)))
 
 
@@ -157,7 +159,7 @@ def _check_overlap(plan: Mapping[tuple[str, str], Mapping[int, set[str]]]) -> No
             method = method_named(name)
             both = set(plan[name, options]) & set(plan[other, other_options])
             if name != other:
-                if both and (method.exclusive or method_named(other).exclusive):
+                if both and not _bear(method, method_named(other)):
                     what = f"{name} and {other} cannot share block {min(both)}"
                     raise UserError(what, "candidate", "Give them separate blocks.")
                 continue
@@ -170,6 +172,12 @@ def _check_overlap(plan: Mapping[tuple[str, str], Mapping[int, set[str]]]) -> No
             if differ:
                 what = f"strata of {name} differ in {', '.join(differ)}"
                 raise UserError(what, "candidate", "These must be equal in all its strata.")
+
+
+def _bear(one: type[Method], other: type[Method]) -> bool:
+    """Whether two methods can share a block."""
+    told = other.name in one.conflicts or one.name in other.conflicts
+    return not (told or one.exclusive or other.exclusive)
 
 
 def _bad(what: str, depth: int) -> UserError:

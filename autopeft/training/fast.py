@@ -7,15 +7,14 @@ is done here changes none of the mathematics; peft's own layers are the referenc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from autopeft.training.precision import Precision
+from autopeft.training.precision import LOW, Device, Precision
 
 if TYPE_CHECKING:
     from autopeft.backbones.network import Network
@@ -26,7 +25,10 @@ FEW_TOKENS = 600
 
 
 class Casts:
-    """bf16 copies of the frozen tensors of one resident backbone, made once, shared by all forks.
+    """Copies of one resident backbone's frozen tensors as the device wants them, made once.
+
+    All forks share them: in a low number format, and on a GPU if there is one. The resident
+    backbone stays in fp32 in this machine's memory, so adapters are built the same everywhere.
 
     A copy is found by where its original lies in memory. Only the backbone's own tensors are kept,
     which stay alive with it; a fork's own (a method's frozen projection) lie where others may lie
@@ -34,19 +36,21 @@ class Casts:
 
     Args:
         model: the resident backbone.
+        device: where the copies lie.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: Device = "cpu") -> None:
+        self.device = device
         self._originals = {p.data_ptr(): p for p in model.parameters()}
-        self._copies: dict[tuple[int, torch.Size], Tensor] = {}
+        self._copies: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
 
-    def low(self, tensor: Tensor) -> Tensor:
-        """The bf16 copy of a frozen tensor."""
-        key = (tensor.data_ptr(), tensor.shape)
+    def low(self, tensor: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """The copy of a frozen tensor in a number format."""
+        key = (tensor.data_ptr(), tensor.shape, dtype)
         if key[0] not in self._originals:
-            return tensor.detach().bfloat16()
+            return tensor.detach().to(self.device, dtype)
         if key not in self._copies:
-            self._copies[key] = tensor.detach().bfloat16()
+            self._copies[key] = tensor.detach().to(self.device, dtype)
         return self._copies[key]
 
 
@@ -55,14 +59,22 @@ def speed_up(adapted: Adapted, precision: Precision, casts: Casts) -> None:
 
     Args:
         adapted: a fresh one; forks of other candidates are not touched.
-        precision: with ``bf16`` frozen weights are stored in it; what is saved stays fp32.
+        precision: a low one is that of the frozen weights; what trains and is saved stays fp32.
         casts: of the resident backbone that the fork shares its tensors with.
     """
     kept = {id(t) for t in (*adapted.trainable.values(), *adapted.fixed.values())}
     _quicken(adapted.network, kept, precision, casts)
+    if casts.device != "cpu":
+        move([*adapted.trainable.values(), *adapted.fixed.values()], casts.device)
     for module in adapted.network.model.modules():
         if _is_plain_lora(module):
             module.forward = MethodType(_lora_forward, module)
+
+
+def move(tensors: Iterable[Tensor], device: Device) -> None:
+    """Puts tensors on a device. They stay the objects that hooks and optimizers know."""
+    for tensor in tensors:
+        tensor.data = tensor.data.to(device)
 
 
 def quick_frozen(network: Network, precision: Precision, casts: Casts) -> Network:
@@ -74,33 +86,45 @@ def quick_frozen(network: Network, precision: Precision, casts: Casts) -> Networ
 
 def _quicken(network: Network, kept: set[int], precision: Precision, casts: Casts) -> None:
     model, facts = network.model, network.facts
-    if precision == "bf16":
-        _lower(model, kept, casts)
-    # On a CPU torch's fused attention is 2 to 7 times slower in bf16, forward and backward
-    # together, at 17 to 1,025 tokens; in fp32 it is as fast or faster.
-    slow = precision == "bf16" and next(model.parameters()).device.type == "cpu"
+    _lower(model, kept, casts, LOW.get(precision, torch.float32))
+    if casts.device != "cpu":
+        move([*model.parameters(), *model.buffers()], casts.device)
+    slow = slow_fused(precision, casts.device)
     few = facts.patch is not None and (facts.image_size // facts.patch) ** 2 <= FEW_TOKENS
     for module in model.modules():
         if slow and few and hasattr(module, "fused_attn"):
             module.fused_attn = False
 
 
-def _lower(model: nn.Module, kept: set[int], casts: Casts) -> None:
-    """Puts bf16 copies in the place of frozen parameters.
+def slow_fused(precision: Precision, device: Device) -> bool:
+    """Whether attention is computed explicitly, up to ``FEW_TOKENS`` tokens.
 
-    BatchNorm keeps the type of its statistics, and a norm of which a part trains stays whole:
-    both take one type only.
+    On a CPU torch's fused attention is 2 to 7 times slower in bf16, forward and backward together,
+    at 17 to 1,025 tokens; in fp32 it is as fast or faster.
     """
+    return precision in LOW and device == "cpu"
+
+
+def _lower(model: nn.Module, kept: set[int], casts: Casts, dtype: torch.dtype) -> None:
+    """Puts the shared copies in the place of frozen parameters.
+
+    Norms stay in fp32: they take low inputs too, as fast, while a low norm refuses what becomes
+    fp32 where a layer scale or a token below it trains. A module of which a part trains stays too.
+    """
+    if dtype == torch.float32 and casts.device == "cpu":
+        return  # they are their own copies
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         matrix = isinstance(module, (nn.Linear, nn.Conv2d))
-        if isinstance(module, _BatchNorm) or (
+        whole = "norm" in type(module).__name__.lower() or (
             not matrix and any(id(parameter) in kept for parameter in own.values())
-        ):
+        )
+        if whole and casts.device == "cpu":
             continue
         for name, parameter in own.items():
             if id(parameter) not in kept and parameter.dtype == torch.float32:
-                setattr(module, name, nn.Parameter(casts.low(parameter), requires_grad=False))
+                copied = casts.low(parameter, torch.float32 if whole else dtype)
+                setattr(module, name, nn.Parameter(copied, requires_grad=False))
 
 
 def _is_plain_lora(module: Any) -> bool:
@@ -109,9 +133,13 @@ def _is_plain_lora(module: Any) -> bool:
         return False
     from peft.tuners.lora.layer import Linear
 
+    if type(module) is not Linear:
+        return False
+    base = module.get_base_layer()
+    hooks = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
     return (
-        type(module) is Linear
-        and type(module.get_base_layer()) is nn.Linear
+        type(base) is nn.Linear
+        and not hooks  # another method's, which the fast path would pass by
         and len(module.active_adapters) == 1
         and not module.lora_variant
         and all(isinstance(d, nn.Identity) for d in module.lora_dropout.values())
@@ -145,15 +173,17 @@ class LowRank(torch.autograd.Function):
         weight = weight.to(x.dtype)
         down, up = a.to(x.dtype), (b * s).to(x.dtype)
         inner = flat @ down.t()
-        out = functional.linear(flat, weight, None if bias is None else bias.to(x.dtype))
-        out.addmm_(inner, up.t())
+        # The small product first: then the large one adds to what is there, and no pass is left.
+        base = None if bias is None else bias.to(x.dtype)
+        out = inner @ up.t() if base is None else torch.addmm(base, inner, up.t())
+        out.addmm_(flat, weight.t())
         ctx.save_for_backward(flat, weight, down, up, inner)
         ctx.s, ctx.shape = s, x.shape
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        """Gradients of x, A and B."""
+        """Gradients of x, A and B, and of the bias where BitFit trains it too."""
         flat, weight, down, up, inner = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         back = grad @ up
@@ -161,5 +191,6 @@ class LowRank(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight).addmm_(back, down).view(ctx.shape)
         grad_a = (back.t() @ flat).float()
-        grad_b = (grad.t() @ inner).float() * ctx.s
-        return grad_x, None, None, grad_a, grad_b, None
+        grad_b = (inner.t() @ grad).t().float() * ctx.s  # twice as fast as grad^T inner
+        grad_bias = grad.sum(0, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        return grad_x, None, grad_bias, grad_a, grad_b, None

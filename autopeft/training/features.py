@@ -74,17 +74,18 @@ def _compute(
     progress: Callable[[int, int], None],
 ) -> list[tuple[tuple[int, Pool], Floats]]:
     parts: dict[tuple[int, Pool], list[Floats]] = {r: [] for r in readouts}
-    facts = network.facts
-    with torch.inference_mode(), autocast(precision):
+    facts, device = network.facts, next(network.model.parameters()).device
+    with torch.inference_mode(), autocast(precision, device.type):
         for start in range(0, len(index), BATCH):
             rows = index[start : start + BATCH]
-            state = network.stem(normalize(store.batch(rows), facts.mean, facts.std))
+            x = normalize(store.batch(rows), facts.mean, facts.std).to(device)
+            state = network.stem(x)
             block = 0
             for readout in sorted(readouts):
                 state = network.run(state, block, readout[0])
                 block = readout[0]
                 pooled = network.pooled(state, block, readout[1])
-                parts[readout].append(pooled.float().numpy())
+                parts[readout].append(pooled.float().cpu().numpy())
             progress(min(start + BATCH, len(index)), len(index))
     return [(r, np.concatenate(v)) for r, v in parts.items()]
 
@@ -95,7 +96,7 @@ def identity(facts: Facts) -> str:
 
 
 def _key(sha: str, store: ImageStore, index: npt.NDArray[np.int64], precision: str) -> str:
-    h = hashlib.sha256(f"{sha} {store.folder.name} {precision}".encode())
+    h = hashlib.sha256(f"2 {sha} {store.folder.name} {precision}".encode())
     h.update(np.ascontiguousarray(index, np.int64).tobytes())
     return h.hexdigest()[:16]
 

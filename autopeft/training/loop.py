@@ -18,7 +18,7 @@ from autopeft.job import Rows
 from autopeft.training.augment import augment, choose_view, mix
 from autopeft.training.images import ImageStore
 from autopeft.training.losses import loss_terms
-from autopeft.training.precision import Precision, autocast
+from autopeft.training.precision import Device, Precision, autocast
 from autopeft.training.sampling import cell_weights, epoch_order, label_weights
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 WARM_UP = 0.1  # share of all steps
 CLIP = 1.0  # largest gradient norm
+_SCALE, _SCALER = "loss scale|", ("scale", "_growth_tracker")  # what is saved of a GradScaler
 
 
 class NotFiniteError(Exception):
-    """The training loss became NaN or infinite."""
+    """The training loss became NaN or infinite, or no loss scale is small enough for fp16."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Source:
 
     Attributes:
         start: 0 = pixels, else the boundary whose frozen states are given.
-        get: (rows of the image store [B], views [B]) -> pixels [B, 3, S, S] or states [B, ...].
+        get: (rows of the image store [B], views [B]) -> pixels [B, 3, S, S] or states [B, ...],
+            on any device.
     """
 
     start: int
@@ -62,7 +64,8 @@ class Plan:
         views: see ``augment.choose_view``.
         seed: the settings' seed.
         repeat: repeat of the training.
-        precision: number format of the frozen layers.
+        precision: number format of the frozen layers; ``fp16`` trains with a loss scale.
+        device: where the adapter lies.
     """
 
     rows: Rows
@@ -76,6 +79,7 @@ class Plan:
     seed: int
     repeat: int
     precision: Precision
+    device: Device = "cpu"
 
 
 def train_epochs(
@@ -100,16 +104,17 @@ def train_epochs(
         Mean loss of the last epoch, and the optimizer's state as named tensors.
 
     Raises:
-        NotFiniteError: the loss is NaN or infinite.
+        NotFiniteError: the loss is NaN or infinite, or its gradients are at any loss scale.
     """
     optimizer = make_optimizer(adapted, plan.train)
+    scaler = torch.amp.GradScaler(plan.device, enabled=plan.precision == "fp16")
     names = {id(p): name for name, p in adapted.trainable.items()}
     if optimizer_state:
-        _restore(optimizer, names, optimizer_state)
+        _restore(optimizer, scaler, names, optimizer_state)
     base = [group["lr"] for group in optimizer.param_groups]
     weight = cell_weights(plan.rows, plan.train.sampling)
     assert plan.rows.label is not None
-    positive_weight = torch.from_numpy(label_weights(plan.rows.label))
+    positive_weight = torch.from_numpy(label_weights(plan.rows.label)).to(plan.device)
     steps = math.ceil(len(plan.rows) / plan.batch_size)
     mean_loss = math.nan
     adapted.set_train(True)
@@ -121,9 +126,8 @@ def train_epochs(
             for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * _schedule(epoch * steps + step, steps * plan.epochs)
             torch.manual_seed(int(mix(plan.seed, plan.repeat, epoch, step)) >> 1)
-            loss = _step(
-                adapted, plan, optimizer, positive_weight, epoch, order[rows], occurrence[rows]
-            )
+            part = order[rows], occurrence[rows]
+            loss = _step(adapted, plan, optimizer, scaler, positive_weight, epoch, *part)
             if not math.isfinite(loss):
                 raise NotFiniteError(f"loss is {loss} at epoch {epoch}, step {step}")
             if adapted.after_step is not None:
@@ -132,13 +136,14 @@ def train_epochs(
             progress((epoch - start) * steps + step + 1, (stop - start) * steps)
         mean_loss = total / steps
     adapted.set_train(False)
-    return mean_loss, _named_state(optimizer, names)
+    return mean_loss, _named_state(optimizer, scaler, names)
 
 
 def _step(
     adapted: Adapted,
     plan: Plan,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     positive_weight: Tensor,
     epoch: int,
     order: Ints,
@@ -148,6 +153,7 @@ def _step(
     assert plan.rows.label is not None
     label = torch.from_numpy(plan.rows.label[order])
     count = max(1, _labelled(label, plan.kind))
+    label = label.to(plan.device)
     micro = plan.micro_batch or len(order)
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
@@ -155,8 +161,8 @@ def _step(
         part = slice(begin, begin + micro)
         index = plan.rows.index[order[part]]
         view = choose_view(plan.views, plan.seed, plan.repeat, epoch, index, occurrence[part])
-        x = plan.source.get(index, view)
-        with autocast(plan.precision):
+        x = plan.source.get(index, view).to(plan.device)
+        with autocast(plan.precision, plan.device):
             logits = adapted.logits(x, plan.source.start)
         loss, _ = loss_terms(
             logits.float(),
@@ -170,18 +176,38 @@ def _step(
         if begin == 0 and adapted.extra_loss is not None:
             loss = loss + adapted.extra_loss()
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
-    torch.nn.utils.clip_grad_norm_(list(adapted.trainable.values()), CLIP)
-    optimizer.step()
+    _update(adapted, optimizer, scaler)
     return total
 
 
-def pixels(store: ImageStore, facts: Facts, index: Ints, view: Ints) -> Tensor:
-    """Normalized views of some images: float [B, 3, S, S]."""
+def _update(
+    adapted: Adapted, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Clips and steps. Gradients that fp16 cannot hold skip the step and halve the loss scale."""
+    trained, scale = list(adapted.trainable.values()), scaler.get_scale()
+    if all(parameter.grad is None for parameter in trained):
+        return
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(trained, CLIP)
+    scaler.step(optimizer)
+    scaler.update()
+    if scaler.get_scale() < scale:
+        if scaler.get_scale() < 1:
+            raise NotFiniteError("gradients are not finite in fp16 at any loss scale")
+        for parameter in trained:  # a method that looks at gradients finds none, not infinite ones
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+
+def pixels(
+    store: ImageStore, facts: Facts, index: Ints, view: Ints, device: Device = "cpu"
+) -> Tensor:
+    """Normalized views of some images on a device: float [B, 3, S, S]."""
     raw = torch.from_numpy(store.batch(index)).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (facts.mean, facts.std))
-    return (augment(raw, index, view) / 255).expand(-1, 3, -1, -1).sub(mean).div(std)
+    return (augment(raw, index, view) / 255).expand(-1, 3, -1, -1).sub(mean).div(std).to(device)
 
 
 def _labelled(label: Tensor, kind: Kind) -> int:
@@ -202,21 +228,31 @@ def make_optimizer(adapted: Adapted, train: Train) -> torch.optim.Optimizer:
     groups = adapted.param_groups(train.lr, train.weight_decay, train.layer_decay)
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=train.lr)
+    return torch.optim.AdamW(groups, lr=train.lr, fused=True)
 
 
-def _named_state(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    return {
+def _named_state(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, names: dict[int, str]
+) -> dict[str, Tensor]:
+    """The state of the optimizer and of the loss scale; the latter is empty without fp16."""
+    named = {
         f"{names[id(p)]}|{key}": torch.as_tensor(value).detach().clone().contiguous()
         for p, state in optimizer.state.items()
         for key, value in state.items()
         if value is not None
     }
+    scale = scaler.state_dict()
+    return named | {_SCALE + k: torch.tensor(scale[k]) for k in _SCALER if k in scale}
 
 
 def _restore(
-    optimizer: torch.optim.Optimizer, names: dict[int, str], saved: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    names: dict[int, str],
+    saved: dict[str, Tensor],
 ) -> None:
+    scale = {k: saved[_SCALE + k].item() for k in _SCALER if _SCALE + k in saved}
+    scaler.load_state_dict(scaler.state_dict() | scale)
     by_name: dict[str, dict[str, Tensor]] = {}
     for full, value in saved.items():
         name, key = full.rsplit("|", 1)

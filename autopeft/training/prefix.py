@@ -33,9 +33,10 @@ _TOUCH = 600.0  # seconds between two signs that a file is in use
 _RECENT = 3600.0  # seconds; files used since then belong to a run that may be going on
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.bfloat16: np.dtype(np.int16),
+    torch.float16: np.dtype(np.int16),
     torch.float32: np.dtype(np.float32),
 }
-_RAW = {torch.bfloat16: torch.int16, torch.float32: torch.float32}
+_RAW = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.float32}
 
 
 class PrefixStore:
@@ -55,6 +56,7 @@ class PrefixStore:
         self._key = h.hexdigest()[:16]
         self._files: dict[tuple[int, int], _File | None] = {}
         self.hits = self.asks = 0
+        self.seconds = 0.0  # spent on computing what was not there
 
     def states(self, boundary: int, index: Ints, view: Ints, compute: Compute) -> Tensor:
         """States of some images at a boundary: from the store, else computed and kept.
@@ -63,7 +65,7 @@ class PrefixStore:
             boundary: number of blocks below.
             index: row numbers [B] in the image store.
             view: view numbers [B].
-            compute: (index, view) -> states [b, ...] of some of them.
+            compute: (index, view) -> states [b, ...] of some of them, in this machine's memory.
         """
         where = np.searchsorted(self._rows, index)
         parts: list[tuple[npt.NDArray[Any], Tensor]] = []
@@ -79,7 +81,9 @@ class PrefixStore:
         self.hits += int(known.sum())
         missing = np.flatnonzero(~known)
         if len(missing):
+            began = time.perf_counter()
             fresh = compute(index[missing], view[missing])
+            self.seconds += time.perf_counter() - began
             parts.append((missing, fresh))
             self._keep(boundary, where[missing], view[missing], fresh)
         if len(parts) == 1:

@@ -8,7 +8,7 @@ from torch import nn
 
 from autopeft.errors import UserError
 from autopeft.methods import build, canonical
-from autopeft.methods.lora import lora_config
+from autopeft.methods.lora import Lora
 from autopeft.methods.merge import merged_state
 
 
@@ -193,7 +193,7 @@ def test_lora_config_is_one_config_with_patterns(vit):
     ]
     candidate = canonical({"strata": strata}, vit.facts)
     adapted = build(vit, candidate, 3, 0, 0)
-    config = lora_config(vit, candidate.strata, candidate.readout)
+    config = Lora.peft_config(vit, candidate.strata, candidate.readout)
     assert (config.r, config.modules_to_save) == (2, ["head"])
     assert list(config.rank_pattern.values()) == [4]
     layers = dict(adapted.network.model.named_modules())

@@ -151,6 +151,7 @@ def test_defaults_in_full():
                     "lora_dropout": 0.0,
                     "use_rslora": False,
                     "use_dora": False,
+                    "init": "default",
                 },
             }
         ],

@@ -275,3 +275,52 @@ def test_what_cannot_be_merged_says_so_before_it_is_tried(file, vit):
     assert can_merge(lora)
     early = build(vit, canonical({"method": "lora", "readout_block": 3}, vit.facts), 2, 0, 0)
     assert not can_merge(early)
+
+
+# The gate as a method that looks first: it keeps the images' mean, which is saved with it.
+LOOKS = GATE
+for _old, _new in (
+    ("import Injection, Method,", "import Injection, Scored,"),
+    ("class Gate(Method)", "class Gate(Scored)"),
+    ("return Injection(trainable)", "return Injection(trainable, {seen: fixed[seen].clone()})"),
+    (
+        "    def inject(cls, network, strata: Sequence, readout) -> Injection:",
+        """    def prepare(cls, scoring, strata, readout):
+        means = torch.stack([x.mean() for x, _ in scoring.batches(2)])
+        path = scoring.network.block_names(strata[0].blocks[0])
+        return {f"{path}.seen": means.mean().reshape(1)}
+
+    @classmethod
+    def inject_scored(cls, network, strata: Sequence, readout, fixed) -> Injection:
+        seen = f"{network.block_names(strata[0].blocks[0])}.seen\"""",
+    ),
+):
+    assert _old in LOOKS
+    LOOKS = LOOKS.replace(_old, _new)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_method_of_one_s_own_may_look_first(networks, file, tmp_path, name):
+    network, path = networks[name], file(LOOKS)
+    register_methods(path)
+    try_methods([plugins.read_python(path)], network)
+    raw = {"method": "gate", "blocks": 2}
+    check_method(raw, network)
+    fixed = {f"{network.block_names(network.facts.depth - 2)}.seen": torch.tensor([0.25])}
+    adapted = build(network, canonical(raw, network.facts), 2, 0, 0, fixed)
+    save(adapted, tmp_path, META)
+    again = load_adapter(tmp_path, network=network).adapted
+    assert [float(v) for v in again.fixed.values()] == [0.25]
+
+
+@pytest.mark.parametrize("part", ["prepare", "inject_scored"])
+def test_a_method_that_looks_first_needs_both_parts(file, part):
+    with pytest.raises(UserError, match=f"Gate lacks a class method {part}"):
+        register_methods(file(LOOKS.replace(f"def {part}(", "def other(")))
+
+
+def test_a_look_that_fails_is_found_before_a_trial(vit, file):
+    path = file(LOOKS.replace("scoring.batches(2)", "scoring.pictures(2)"))
+    register_methods(path)
+    with pytest.raises(UserError, match="pictures"):
+        try_methods([plugins.read_python(path)], vit)

@@ -86,6 +86,57 @@ def test_a_step_in_bf16_lies_as_near_to_fp32_as_autocast_does(vit, pixels):
     assert all(g.dtype == torch.float32 for g in ours[1].values())
 
 
+def test_a_step_in_fp16_lies_near_fp32(vit, pixels):
+    exact = gradients(lora(vit), pixels)
+    quick = lora(vit)
+    speed_up(quick, "fp16", Casts(vit.model))
+    logits, found = gradients(quick, pixels, "fp16")
+    frozen = [p for p in quick.network.model.parameters() if not p.requires_grad]
+    assert {p.dtype for p in frozen} == {torch.float16}
+    torch.testing.assert_close(logits, exact[0], rtol=0.02, atol=0.02)
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - exact[1][name]).norm() < 0.02 * exact[1][name].norm() + 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"method": "lora", "blocks": "all"},
+        {"method": "lora", "blocks": [1, 2], "readout_block": 4},
+        {"method": "full", "blocks": 1},
+    ],
+)
+def test_on_another_device_nothing_is_left_behind(vit, monkeypatch, precision, raw):
+    """The copies' device is `meta` here, which has no values; what else moves is written down."""
+    moved = set()
+    monkeypatch.setattr(fast, "move", lambda tensors, device: moved.update(map(id, tensors)))
+    casts = Casts(vit.model, "meta")
+    adapted = build(vit, canonical({"lr": 1e-3, **raw}, vit.facts), 2, seed=0, repeat=0)
+    before = {n: p.data_ptr() for n, p in vit.model.named_parameters()}
+    trainable = dict(adapted.trainable)
+    speed_up(adapted, precision, casts)
+    model = adapted.network.model
+    for tensor in [*model.parameters(), *model.buffers(), *adapted.trainable.values()]:
+        assert tensor.device.type == "meta" or id(tensor) in moved
+    assert all(adapted.trainable[n] is p and id(p) in moved for n, p in trainable.items())
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    assert sum(p.device.type == "meta" for p in frozen) > 10
+    again = fast.quick_frozen(vit, precision, casts)
+    assert all(p.device.type == "meta" for p in again.model.parameters())
+    assert before == {n: p.data_ptr() for n, p in vit.model.named_parameters()}
+
+
+def test_moved_tensors_stay_the_same_objects():
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    fast.move([parameter], "cpu")
+    parameter.sum().backward()
+    optimizer.step()
+    assert parameter.tolist() == [0.0, 0.0]
+
+
 def test_frozen_weights_are_cast_once_for_all_forks_and_the_resident_is_left_alone(vit):
     before = {n: (p.dtype, p.data_ptr()) for n, p in vit.model.named_parameters()}
     casts = Casts(vit.model)
@@ -143,3 +194,19 @@ def test_a_fork_s_own_frozen_tensors_are_never_mistaken_for_others(vit):
         assert (casts.low(own) == value).all()
         del own
     assert not casts._copies
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_biases_below_lora_train_too(vit, pixels, precision):
+    places = {"blocks": [2, 3]}
+    raw = {"strata": [{"method": "lora", **places}, {"method": "bitfit", **places}], "lr": 1e-3}
+    found = []
+    for quick in (False, True):
+        adapted = build(vit, canonical(raw, vit.facts), 2, seed=0, repeat=0)
+        if quick:
+            speed_up(adapted, precision, Casts(vit.model))
+        found.append(gradients(adapted, pixels, precision)[1])
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        near = {"rtol": 1e-3, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.1, "atol": 0.1}
+        torch.testing.assert_close(found[1][name], gradient, **near, msg=name)

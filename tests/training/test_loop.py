@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from autopeft.methods import build, canonical
 from autopeft.training import loop
+from autopeft.training.fast import Casts, speed_up
 from autopeft.training.images import normalize
 from autopeft.training.loop import NotFiniteError, Plan, Source, pixels, train_epochs
 
@@ -227,3 +228,79 @@ def test_pixels_of_a_plain_view_are_normalized_pixels(vit, rows, store):
     got = pixels(store, vit.facts, index, np.zeros(5, np.int64))
     want = normalize(store.batch(index), vit.facts.mean, vit.facts.std)
     assert torch.equal(got, want)
+
+
+# ---- fp16 ---------------------------------------------------------------------------------------
+
+
+def half(vit, rows, store, **changes):
+    """A sped-up adapter in fp16 and its plan."""
+    adapted, plan = make(vit, rows, store, precision="fp16", **changes)
+    speed_up(adapted, "fp16", Casts(vit.model))
+    return adapted, plan
+
+
+def test_fp16_trains_as_fp32_does(vit, rows, store):
+    adapted, plan = half(vit, rows, store)
+    loss, state = train_epochs(adapted, plan, 0, 3)
+    _, exact = trained(vit, rows, store)
+    assert loss == pytest.approx(exact, abs=0.02)
+    assert all(p.dtype == torch.float32 for p in adapted.trainable.values())
+    assert state["loss scale|scale"] == 2.0**16
+    assert state["loss scale|_growth_tracker"] == 9  # steps
+
+
+@pytest.mark.parametrize("raw", [LORA, {**LORA, "optimizer": "sgd", "lr": 0.05}])
+def test_fp16_in_two_stretches_equals_one_bit_for_bit(vit, rows, store, raw, monkeypatch):
+    """With a scale that grows every second step, and steps that are skipped for it."""
+    real = torch.amp.GradScaler
+
+    def quick(device, enabled):
+        return real(device, init_scale=2.0**22, growth_interval=2, enabled=enabled)
+
+    monkeypatch.setattr(torch.amp, "GradScaler", quick)
+    whole, plan = half(vit, rows, store, raw=raw)
+    whole_loss, whole_state = train_epochs(whole, plan, 0, 3)
+    first, plan = half(vit, rows, store, raw=raw)
+    _, state = train_epochs(first, plan, 0, 2)
+    assert state["loss scale|scale"] < 2.0**22  # some were skipped
+    assert not same(first, half(vit, rows, store, raw=raw)[0])  # and some were not
+    second, plan = half(vit, rows, store, raw=raw)
+    second.load_tensors({k: v.clone() for k, v in first.tensors().items()})
+    loss, end = train_epochs(second, plan, 2, 3, {k: v.clone() for k, v in state.items()})
+    assert loss == whole_loss
+    assert same(whole, second)
+    assert end.keys() == whole_state.keys()
+    assert all(torch.equal(end[k], whole_state[k]) for k in end)
+
+
+def test_a_skipped_step_changes_nothing_and_its_gradients_are_zero(vit, rows, store, monkeypatch):
+    real, seen = torch.amp.GradScaler, []
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: real(device, init_scale=2.0**80)
+    )
+    adapted, plan = half(vit, rows, store)
+    before = {k: v.clone() for k, v in adapted.tensors().items()}
+
+    def look(step, total):
+        seen.append(max(float(p.grad.abs().max()) for p in adapted.trainable.values()))
+
+    adapted.after_step = look
+    loss, state = train_epochs(adapted, plan, 0, 1)
+    assert math.isfinite(loss)
+    assert seen == [0.0] * 3
+    assert state["loss scale|scale"] == 2.0**77
+    assert all(torch.equal(before[k], v) for k, v in adapted.tensors().items())
+
+
+def test_fp16_gives_up_when_no_scale_is_small_enough(vit, rows, store, monkeypatch):
+    real = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: real(device, init_scale=2.0)
+    )
+    adapted, plan = half(vit, rows, store)
+    adapted.extra_loss = lambda: next(iter(adapted.trainable.values())).sum().mul(0) * 1e30
+    for parameter in adapted.trainable.values():
+        parameter.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NotFiniteError, match="any loss scale"):
+        train_epochs(adapted, plan, 0, 1)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from autopeft.training import precision
-from autopeft.training.precision import autocast, decide
+from autopeft.training.precision import autocast, decide, find_device
 
 
 def test_what_is_asked_is_taken():
     assert decide("fp32") == "fp32"
     assert decide("bf16") == "bf16"
+    assert decide("fp16") == "fp16"
 
 
 @pytest.mark.parametrize(
@@ -24,24 +25,49 @@ def test_auto_measures_and_leaves_threads_alone(monkeypatch, slow, fast, want):
         return times.pop(0)
 
     monkeypatch.setattr(precision, "_median", median)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert decide("auto", threads=2) == want
     assert seen == [(2, torch.float32), (2, torch.bfloat16)]
     assert torch.get_num_threads() == before
 
 
-def test_auto_on_a_gpu_asks_the_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for able in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able: able)
-        assert decide("auto") == ("bf16" if able else "fp32")
+@pytest.mark.parametrize(
+    ("native", "slow", "fast", "want"),
+    [
+        (True, 1.0, 9.0, "bf16"),  # what the hardware has is taken
+        (False, 1.6, 1.0, "fp16"),
+        (False, 1.4, 1.0, "fp32"),
+    ],
+)
+def test_auto_on_a_gpu_asks_the_gpu(monkeypatch, native, slow, fast, want):
+    asked, times, real = {}, [slow, fast], torch.randn
+
+    def supported(including_emulation=True):
+        asked["emulated"] = including_emulation
+        return native
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: real(*shape))
+    monkeypatch.setattr(precision, "_median", lambda call: times.pop(0))
+    assert decide("auto", device="cuda") == want
+    assert asked == {"emulated": False}
 
 
-def test_auto_really_measures():
+def test_auto_really_measures_and_not_for_long(monkeypatch):
     assert decide("auto") in ("fp32", "bf16")
     calls = []
     assert precision._median(lambda: calls.append(1), times=3) >= 0
     assert len(calls) == 4
+    clock = iter(range(100))
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock) / 10)
+    calls.clear()
+    assert precision._median(lambda: calls.append(1)) == pytest.approx(0.1)
+    assert len(calls) <= 4  # a slow machine is measured less often
+
+
+def test_the_device_is_the_gpu_where_there_is_one(monkeypatch):
+    for there, want in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert find_device() == want
 
 
 def test_autocast():
@@ -51,5 +77,7 @@ def test_autocast():
     with autocast("bf16"):
         y = layer(x)
     assert y.dtype == torch.bfloat16
+    with autocast("fp16"):
+        assert layer(x).dtype == torch.float16
     y.float().sum().backward()
     assert layer.weight.grad.dtype == torch.float32

@@ -34,7 +34,7 @@ def arrays(*pairs):
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_was_computed_is_read_again(tmp_path, dtype):
     compute = Counting(dtype)
     index, view = arrays((5, 0), (9, 1), (3, 0), (5, 1))
