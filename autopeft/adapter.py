@@ -125,7 +125,7 @@ def load_adapter(
     adapted.load_tensors(saved)
     adapted.network.model.to(device)
     adapted.head.to(device)
-    return Model(adapted, ours, torch.device(device))
+    return Model(adapted, ours, torch.device(device), network)
 
 
 def merge(
@@ -156,10 +156,14 @@ class Model:
         kind: ``binary``, ``multiclass`` or ``multilabel``.
         thresholds: operating point per class (probability), fitted on search; may be empty.
         info: all of ``autopeft.json``.
+        base: the frozen backbone, untouched.
     """
 
-    def __init__(self, adapted: Adapted, info: Mapping[str, Any], device: torch.device) -> None:
+    def __init__(
+        self, adapted: Adapted, info: Mapping[str, Any], device: torch.device, base: Network
+    ) -> None:
         self.adapted = adapted
+        self.base = base
         self.info = info
         self.device = device
         self.candidate: Candidate = adapted.candidate

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from autopeft import settings as settings_file
+from autopeft.backbones.catalog import OWN
 from autopeft.errors import RunError, UserError
 from autopeft.version import __version__
 
@@ -25,8 +26,11 @@ app = typer.Typer(
 )
 copy_app = typer.Typer(help="Copy a built-in to edit it.", no_args_is_help=True)
 app.add_typer(copy_app, name="copy")
+methods_app = typer.Typer(help="List the methods, or show one.", invoke_without_command=True)
+app.add_typer(methods_app, name="methods")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+OnBackbone = Annotated[str, typer.Option("--backbone", help="timm name; for the sizes.")]
 Runs = Annotated[str, typer.Option("--runs-dir", help="Folder of all runs.")]
 
 
@@ -128,6 +132,9 @@ def search(
     seeds: Annotated[int, typer.Option(help="Fresh seeds of a finalist.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of everything but the splits.")] = 0,
     split_seed: Annotated[int, typer.Option(help="Seed of the splits.")] = 0,
+    label_fraction: Annotated[
+        float, typer.Option(help="Train on this share of the train patients; nested.")
+    ] = 1.0,
     margin: Annotated[float, typer.Option(help="Non-inferiority margin.")] = 0.01,
     baseline: Annotated[
         list[str] | None, typer.Option(help="Baseline to train; default all; repeatable.")
@@ -217,16 +224,24 @@ def objectives(as_json: Json = False) -> None:
     _plugins("objectives", as_json)
 
 
-@app.command()
-def methods(as_json: Json = False) -> None:
-    """List the methods."""
-    from autopeft.methods import METHODS
+@methods_app.callback()
+def methods(context: typer.Context, backbone: OnBackbone = OWN, as_json: Json = False) -> None:
+    """List the methods: size on a backbone, whether mergeable, cacheable, for CNNs."""
+    if context.invoked_subcommand is not None:
+        return
+    from autopeft import catalog
 
-    rows = [
-        {"name": name, "family": m.family, "mergeable": m.mergeable, "paper": m.paper}
-        for name, m in METHODS.items()
-    ]
-    _table(rows, as_json)
+    found = catalog.lines(catalog.facts_of(backbone), catalog.reference_cnns())
+    _table([dataclasses.asdict(line) for line in found], as_json)
+
+
+@methods_app.command("show")
+def show_method(name: str, backbone: OnBackbone = OWN, as_json: Json = False) -> None:
+    """Show one method: formula, options, learning rates, size, what it refuses."""
+    from autopeft import catalog
+
+    shown = catalog.description(name, catalog.facts_of(backbone), catalog.reference_cnns())
+    print(json.dumps(shown, indent=1) if as_json else catalog.text(shown))
 
 
 @app.command()
@@ -307,8 +322,15 @@ def _table(rows: list[dict[str, Any]], as_json: bool) -> None:
 
     table = Table(*(rows[0] if rows else ()), box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(str(v) for v in row.values()))
+        table.add_row(*map(_cell, row.values()))
     Console(width=None if os.isatty(1) else 160).print(table)
+
+
+def _cell(value: Any) -> str:
+    """A value for people."""
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
 if __name__ == "__main__":

@@ -294,6 +294,8 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
         "use": "Research use; not a medical device.",
         "task": {"name": task.name, "digest": task.digest, "unit": task.unit},
         "classes": list(task.classes),
+        # Left out where it is 1, so that runs from before it existed can go on.
+        **({"label_fraction": settings.label_fraction} if settings.label_fraction < 1 else {}),
         "splits": every,
         "inner": "holdout",
         "setup": setup.digest(),
@@ -324,6 +326,9 @@ def opening(settings: Settings, ready: Ready, setup: Setup) -> str:
     """The first line on stderr: what is about to be trained, on whom, how."""
     task = ready.task
     sizes = ", ".join(f"{s} {len(setup.rows[s])}" for s in setup.rows)
+    if settings.label_fraction < 1:
+        share = f"{100 * settings.label_fraction:g}%"
+        sizes += f"; {len(set(setup.rows['train'].patient))} train {task.unit}s, {share} of them"
     return (
         f"run {settings.run_name}: {task.name}, {task.patients} {task.unit}s, "
         f"{len(task.paths)} images ({sizes}); holdout; {settings.backbone} at "

@@ -110,6 +110,8 @@ class Settings:
         seeds: fresh seeds a finalist.
         seed: seed of everything but the splits.
         split_seed: seed of the splits.
+        label_fraction: share of the train patients that is trained on; nested, fixed by
+            ``split_seed``. The other splits stay whole.
         margin: non-inferiority margin on the primary metric.
         name: the run's name; empty = made from the settings.
         runs_dir: folder of all runs.
@@ -152,6 +154,7 @@ class Settings:
     seeds: int = 3
     seed: int = 0
     split_seed: int = 0
+    label_fraction: float = 1.0
     margin: float = 0.01
     name: str = ""
     runs_dir: str = "runs"
@@ -183,6 +186,12 @@ class Settings:
                 f"--address {self.address}",
                 "Give the head's host:port, on a machine that is a node of the cluster.",
             )
+        if not 0 < self.label_fraction <= 1:  # NaN is not, either
+            raise UserError(
+                f"{self.label_fraction} is out of range",
+                "--label-fraction",
+                "It is above 0 and at most 1.",
+            )
         for key, low in _AT_LEAST.items():
             value = getattr(self, key)
             if value is not None and not value >= low:  # NaN is not, either
@@ -191,6 +200,8 @@ class Settings:
     def digest(self) -> str:
         """Eight hex digits over all settings that may not change between two starts."""
         fixed = {k: v for k, v in asdict(self).items() if k not in MAY_CHANGE}
+        if self.label_fraction == 1:  # so that runs from before it existed keep their names
+            del fixed["label_fraction"]
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -55,6 +55,7 @@ def suited(
     where = f"{space.where}, {'methods' if space.methods else 'strata'}"
     if not kept:
         raise UserError(f"nothing of it is possible on this backbone: {reasons[0]}", where)
+    lacking = {f"modules {v}": None for s in kept for v in _lacking(space, s, facts)}
     points = tuple(_point(p, space, kept) for p in space.points if _stays(p, space, kept))
     fitting = replace(
         space,
@@ -62,7 +63,7 @@ def suited(
         parts={n: replace(p, fields=kept[n]) for n, p in space.parts.items() if n in kept},
         points=points,
     )
-    return fitting, _line(gone, reasons)
+    return fitting, _line([*gone, *lacking], reasons)
 
 
 def _section(
@@ -83,8 +84,14 @@ def _section(
         _check_place(method, section, facts)
 
     def possible(point: Mapping[str, Any]) -> bool:
+        raw = _alone(space, scope, section, point, facts)
         try:
-            canonical(_alone(space, scope, section, point, facts), facts)
+            for stratum in raw["strata"] if hasattr(method, "make") else ():
+                method.make(stratum["options"])
+        except UserError:
+            return True  # wrong on any backbone: ``Space.check`` says so
+        try:
+            canonical(raw, facts)
         except UserError:
             return False
         return True
@@ -92,15 +99,28 @@ def _section(
     if all(possible({f.name: value}) for f in section for value in _values(f)):
         return section, []
     options = {f.name for f in fields(method)}
-    left, gone = [], []
-    for one in section:
-        bad = [v for v in _values(one) if not _somehow(v, one, section, possible)]
-        bad = [v for v in bad if one.key in options and _accepted(method, one.key, v)]
-        if bad and isinstance(one.distribution, CategoricalDistribution):
-            one = one.keep(lambda v, bad=bad: v not in bad, "No other value fits it.")  # type: ignore[misc]
-            gone += [f"{one.name}: {value}" for value in bad]
-        left.append(one)
-    return tuple(left), gone
+    gone: list[str] = []
+
+    def without(fits: Callable[[Any, Field], bool]) -> None:
+        nonlocal section
+        for i, one in enumerate(section):
+            bad = [v for v in _values(one) if not fits(v, one)]
+            bad = [v for v in bad if one.key not in options or _accepted(method, one.key, v)]
+            if bad and isinstance(one.distribution, CategoricalDistribution):
+                fewer = one.keep(_other_than(bad), f"{method.name} needs another value here.")
+                section = (*section[:i], fewer, *section[i + 1 :])
+                gone.append(f"{one.name} = {', '.join(map(str, bad))}")
+
+    # Sizes that never fit first; then what does not go with the first value of the others, so
+    # that nearly all of what the sampler draws is possible.
+    without(lambda v, one: one.key not in options or _somehow(v, one, section, possible))
+    if possible({}):
+        without(lambda v, one: possible({one.name: v}))
+    return section, gone
+
+
+def _other_than(bad: Sequence[Any]) -> Callable[[Any], bool]:
+    return lambda value: value not in bad
 
 
 def _with_modules(field: Field, facts: Shape) -> Field:
@@ -108,6 +128,13 @@ def _with_modules(field: Field, facts: Shape) -> Field:
         return field
     there = ", ".join(facts.modules)
     return field.keep(lambda v: modules_there(v, facts), f"This backbone has: {there}, or all.")
+
+
+def _lacking(space: Space, scope: str, facts: Shape) -> list[str]:
+    """Choices of modules that the backbone has not."""
+    section = next(section for name, _, section in space.sections if name == scope)
+    every = [v for f in section if f.key == "modules" for v in f.extremes]
+    return [str(v) for v in every if not modules_there(v, facts)]
 
 
 def _check_place(method: Any, section: Sequence[Field], facts: Any) -> None:
@@ -215,4 +242,4 @@ def _line(gone: Sequence[str], reasons: Sequence[str]) -> str:
     if not gone:
         return ""
     why = f" ({reasons[0]})" if len(reasons) == 1 and len(gone) == 1 else ""
-    return f"left out, as this backbone cannot have it: {', '.join(gone)}{why}"
+    return f"left out, as this backbone cannot have it: {'; '.join(gone)}{why}"

@@ -11,7 +11,7 @@ import io
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 
 from autopeft.adapter import load_adapter
 from autopeft.adapter import save as save_adapter
@@ -34,6 +33,8 @@ from autopeft.methods import build
 from autopeft.methods.adapted import Adapted
 from autopeft.methods.own import receive
 from autopeft.methods.scored import has_scored, look
+from autopeft.posthoc.interpolation import between, first_values
+from autopeft.states import State, saved_state, trained_twin, write_state
 from autopeft.training import augment
 from autopeft.training.allocator import keep_memory
 from autopeft.training.fast import Casts, quick_frozen, speed_up
@@ -42,14 +43,12 @@ from autopeft.training.images import ImageStore, open_store
 from autopeft.training.loop import NotFiniteError, Plan, Source, pixels, train_epochs
 from autopeft.training.precision import autocast
 from autopeft.training.prefix import PrefixStore
-from autopeft.training.probe import best_strength, fit_probe, out_of_fold
+from autopeft.training.probe import best_strength, fit_probe, scan
 from autopeft.training.sampling import cell_weights, label_weights
 from autopeft.training.scoring import TrainScoring
 
-STATE = "state.safetensors"
 EVAL_BATCH = 64
 READOUT_ROWS = 4000  # readouts are compared on at most this many training images
-READOUT_STRENGTHS = (0.01, 0.1, 1.0)
 
 
 @dataclass
@@ -141,63 +140,71 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
     """Trains ``job.candidate`` from ``job.start`` to ``job.stop`` and predicts the search rows."""
     assert job.candidate is not None
     setup, rows = resident.setup, resident.setup.rows
-    started = time.perf_counter()
     hits, asks, spent = resident.prefix.hits, resident.prefix.asks, resident.prefix.seconds
-    saved = _saved(setup, job)
-    fixed = _strip(saved, "weight|")
-    if not saved and has_scored(job.candidate):
-        fixed = look(job.candidate, _scoring(resident, job))
-    outputs = len(setup.classes)
-    adapted = build(resident.network, job.candidate, outputs, setup.seed, job.repeat, fixed)
-    speed_up(adapted, setup.precision, resident.casts)
-    if job.candidate.train.optimizer == "lbfgs":
-        loss, optimizer = _fit_head(resident, adapted, job.candidate), dict[str, torch.Tensor]()
-    else:
-        loss, optimizer = _train(resident, adapted, job, saved)
-    seconds = time.perf_counter() - started
+    adapted, state = _trained(resident, job)
     scores = score_rows(resident, adapted, rows["search"])
     if not np.isfinite(scores).all():
         raise NotFiniteError(f"scores are not finite after epoch {job.stop}")
     cost = Cost(
         trainable_params=adapted.trainable_params,
         adapter_bytes=adapted.adapter_bytes,
-        train_seconds=round(seconds, 3),
+        train_seconds=round(state.seconds * (job.stop - job.start), 3),
         images=len(rows["train"]) * (job.stop - job.start),
     )
     with new_folder(Path(setup.run_dir) / "states" / job.name) as folder:
         save_adapter(adapted, folder, _meta(resident))
-        if job.stop < setup.epochs:
-            _save_state(folder / STATE, adapted, optimizer)
+        write_state(folder, state, job, setup.epochs)
     name = f"{job.name}.npz"
     _save_arrays(setup, name, {"score": scores.astype(np.float16)})
     hits, asks = resident.prefix.hits - hits, resident.prefix.asks - asks
     spent = round(resident.prefix.seconds - spent, 3)
-    extra = {"prefix": [hits, asks], "prefix_seconds": spent} if asks else {}
-    return Outcome("ok", "", job.stop, name, cost, job.name, loss, extra)
+    extra: dict[str, Any] = {"prefix": [hits, asks], "prefix_seconds": spent} if asks else {}
+    extra |= {"trained_as": state.source} if state.source else {}
+    return Outcome("ok", "", job.stop, name, cost, job.name, state.loss, extra)
 
 
-def _saved(setup: Setup, job: Job) -> dict[str, torch.Tensor]:
-    """The state that a stretch continues from; nothing at the start."""
-    if job.start == 0:
-        return {}
-    assert job.state is not None
-    saved: dict[str, torch.Tensor] = load_file(Path(setup.run_dir) / "states" / job.state / STATE)
-    return saved
+def _trained(resident: Resident, job: Job) -> tuple[Adapted, State]:
+    """The adapter to be scored at ``job.stop``, and the training behind it."""
+    candidate, setup = job.candidate, resident.setup
+    assert candidate is not None
+    started = time.perf_counter()
+    twin = trained_twin(setup, job, resident.network)
+    before = twin or saved_state(setup, job)
+    fixed = dict(before.weights)
+    if not fixed and has_scored(candidate):
+        fixed = look(candidate, _scoring(resident, job))
+    outputs = len(setup.classes)
+    adapted = build(resident.network, candidate, outputs, setup.seed, job.repeat, fixed)
+    speed_up(adapted, setup.precision, resident.casts)
+    first = first_values(adapted) if candidate.post else {}
+    if twin:
+        adapted.load_tensors(twin.weights)
+        after = twin
+    else:
+        if candidate.train.optimizer == "lbfgs":
+            loss, optimizer = _fit_head(resident, adapted, candidate), dict[str, torch.Tensor]()
+        else:
+            loss, optimizer = _train(resident, adapted, job, before)
+        seconds = (time.perf_counter() - started) / (job.stop - job.start)
+        after = State(adapted.tensors(), optimizer, loss, seconds)
+    if candidate.post:
+        after = replace(after, weights={k: v.clone() for k, v in after.weights.items()})
+        head = _probe_at(resident, candidate)
+        adapted.load_tensors(between(adapted, first, candidate.post.alpha, head))
+    return adapted, after
 
 
 def _train(
-    resident: Resident, adapted: Adapted, job: Job, saved: Mapping[str, torch.Tensor]
+    resident: Resident, adapted: Adapted, job: Job, before: State
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Gradient training of one stretch, from the probe's head or from the saved state."""
+    """Gradient training of one stretch, from the probe's head or from a state."""
     assert job.candidate is not None
-    train, optimizer = job.candidate.train, None
-    if saved:
-        adapted.load_tensors(_strip(saved, "weight|"))
-        optimizer = _strip(saved, "optimizer|")
-    elif train.head_init == "probe":
-        readout = job.candidate.readout
-        strength = _strength(resident, readout.block, readout.pool)
-        adapted.set_head(*_probe(resident, job.candidate, strength))
+    optimizer = None
+    if before.weights:
+        adapted.load_tensors(before.weights)
+        optimizer = dict(before.optimizer)
+    elif job.candidate.train.head_init == "probe":
+        adapted.set_head(*_probe_at(resident, job.candidate))
     plan = _plan(resident, job, _source(resident, adapted))
     return train_epochs(adapted, plan, job.start, job.stop, optimizer)
 
@@ -230,38 +237,29 @@ def _scoring(resident: Resident, job: Job) -> TrainScoring:
     store, facts = resident.store, resident.network.facts
     plain = Source(0, lambda index, view: pixels(store, facts, index, view))
 
-    def solved() -> tuple[torch.Tensor, torch.Tensor]:
-        strength = _strength(resident, readout.block, readout.pool)
-        return _probe(resident, candidate, strength)
-
     return TrainScoring(
         resident.network,
-        int(augment.mix(setup.seed, job.repeat, int(candidate.fingerprint[:8], 16))) >> 1,
+        int(augment.mix(setup.seed, job.repeat, int(candidate.twin.fingerprint[:8], 16))) >> 1,
         _plan(resident, job, plain),
         store,
         resident.casts,
         lambda adapted: _source(resident, adapted),
-        solved,
+        lambda: _probe_at(resident, candidate),
         resident.looked,
         f"{job.repeat} {readout} {train.loss} {train.label_smoothing} {train.sampling}",
     )
-
-
-def _save_state(path: Path, adapted: Adapted, optimizer: dict[str, torch.Tensor]) -> None:
-    """What a later rung continues from, exactly: trained weights and optimizer state."""
-    tensors = {f"weight|{k}": v.detach().contiguous() for k, v in adapted.tensors().items()}
-    tensors |= {f"optimizer|{k}": v for k, v in optimizer.items()}
-    save_file(tensors, path)
-
-
-def _strip(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _fit_head(resident: Resident, adapted: Adapted, candidate: Candidate) -> float:
     """The linear probe: convex, so there is nothing to pause and no seed to draw."""
     adapted.set_head(*_probe(resident, candidate, candidate.train.weight_decay))
     return 0.0
+
+
+def _probe_at(resident: Resident, candidate: Candidate) -> tuple[torch.Tensor, torch.Tensor]:
+    """The linear probe's head at the candidate's readout, its strength chosen inside train."""
+    readout = candidate.readout
+    return _probe(resident, candidate, _strength(resident, readout.block, readout.pool))
 
 
 def _probe(
@@ -385,15 +383,10 @@ def _readouts(resident: Resident, job: Job) -> Outcome:
     features = frozen_features(
         resident.frozen, resident.store, rows.index, readouts, setup.precision, cache
     )
-    arrays: dict[str, npt.NDArray[Any]] = {"row": rows.index}
-    for block, pool in readouts:
-        x = features[(block, pool)]
-        scores, fold = out_of_fold(
-            x, rows.label, setup.kind, rows.patient, READOUT_STRENGTHS, iterations=100
-        )
-        arrays["fold"] = fold
-        for strength, score in scores.items():
-            arrays[f"{block}|{pool}|{strength}"] = score.astype(np.float32)
+    scores, fold = scan(features, rows.label, setup.kind, rows.patient)
+    arrays: dict[str, npt.NDArray[Any]] = {"row": rows.index, "fold": fold}
+    for ((block, pool), strength), score in scores.items():
+        arrays[f"{block}|{pool}|{strength}"] = score.astype(np.float32)
     name = f"{job.name}.npz"
     _save_arrays(setup, name, arrays)
     return Outcome("ok", predictions=name)

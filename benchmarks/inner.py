@@ -10,8 +10,8 @@ autocast. The floor of a variant is the cost of its matrix products alone, count
 passes of the frozen network at bf16 speed, measured in the same run: with blocks k..L adapted, a
 share s = (L - k) / L of the network goes forward and, at the same cost, back (nothing is computed
 for frozen weights); what lies below is read from the prefix store, or costs 1 - s without it.
-With ``--allocator kept``, as in a worker, the process keeps freed memory in large pages; plain peft
-runs in the same process and has it too.
+With ``--allocator kept``, as in a worker, the process keeps freed memory in large pages; plain
+peft runs in the same process and has it too.
 """
 
 from __future__ import annotations

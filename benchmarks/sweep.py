@@ -383,9 +383,13 @@ def tell(results: dict[str, dict[str, Any]], args: argparse.Namespace, number: i
         print(f"after {when[0]:.0f} s and {when[1]:.0f} s: {when[1] / when[0]:.1f}x")
     else:
         mean = [np.mean(r["final"]) for r in (a, b)]
-        apart = np.std(a["final"], ddof=1), np.std(b["final"], ddof=1)
-        print(f"AUROC, mean of {len(a['final'])} and {len(b['final'])} candidates: ")
-        print(f"{mean[0]:.4f} (sd {apart[0]:.4f}) and {mean[1]:.4f} (sd {apart[1]:.4f})")
+        apart = np.array(a["final"]) - np.array(b["final"])
+        error = apart.std(ddof=1) / np.sqrt(len(apart))
+        print(f"AUROC, mean of {len(apart)} candidates: {mean[0]:.4f} and {mean[1]:.4f}; ")
+        print(
+            f"paired by candidate, one seed each: {apart.mean():+.4f}, standard error {error:.4f}"
+        )
+        print(f"each: {np.round(apart, 3).tolist()}")
     for side, r in results.items():
         print(f"{side}: " + ", ".join(f"{k.strip()} {v:.0f} s" for k, v in r["parts"].items()))
 

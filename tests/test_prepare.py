@@ -12,7 +12,7 @@ from autopeft import plugins, settings
 from autopeft.errors import UserError
 from autopeft.files import write_text
 from autopeft.methods import METHODS, own
-from autopeft.prepare import finished, prepare
+from autopeft.prepare import declare, finished, make_setup, opening, prepare
 from autopeft.progress import Screen
 
 GATE = (Path(__file__).parents[1] / "examples" / "own_method.py").read_text()
@@ -49,6 +49,29 @@ def test_gp_is_for_spaces_of_one_method(tmp_path, asked):
     (tmp_path / "gate.py").write_text(BROKEN)
     with pytest.raises(UserError, match="leyer"):  # one method: gp is fine, and it goes on
         prepare(asked(sampler="gp"), Screen(True))
+
+
+def test_what_the_backbone_cannot_have_is_said_once(asked, tmp_path, monkeypatch):
+    (tmp_path / "s.yaml").write_text(
+        "methods: {lora: {r: 4, modules: {choices: [conv1, qkv]}, lr: 1e-3}, linear_probe: }"
+    )
+    said = []
+    monkeypatch.setattr(Screen, "say", lambda self, line: said.append(line))
+    ready = prepare(asked(space=str(tmp_path / "s.yaml")), Screen(True))
+    assert said == ["left out, as this backbone cannot have it: modules conv1"]
+    assert ready.space.fields["lora.modules"].extremes == ("qkv",)
+
+
+def test_a_share_of_the_labels_is_declared_and_said(asked):
+    settings_ = asked(space="quick", label_fraction=0.5)
+    ready = prepare(settings_, Screen(True))
+    setup = make_setup(settings_, ready)
+    whole = prepare(asked(space="quick"), Screen(True))
+    assert len(ready.task.rows("train")) < len(whole.task.rows("train"))
+    assert declare(settings_, ready, setup)["label_fraction"] == 0.5
+    assert "label_fraction" not in declare(asked(space="quick"), whole, setup)
+    assert "50% of them" in opening(settings_, ready, setup)
+    assert ready.images != whole.images  # a store without the others
 
 
 def test_a_broken_method_leaves_nothing_behind(tmp_path, asked):

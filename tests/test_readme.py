@@ -27,6 +27,12 @@ def test_file_map_is_what_is_on_the_disk():
     )
 
 
+def test_table_of_methods_is_that_of_the_code():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    written = page.split("<!-- methods -->\n")[1].split("\n<!-- /methods -->")[0]
+    assert written == tool("methods_table").table(), "run `python tools/methods_table.py --write`"
+
+
 def test_every_file_says_what_it_is():
     for line in tool("file_map").file_map().splitlines()[1:-1]:
         assert len(line.split(maxsplit=1)) == 2, line

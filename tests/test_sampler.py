@@ -83,6 +83,22 @@ def test_a_small_space_is_used_up_without_repetition(tmp_path):
     assert len(set(fingerprints(study))) == 6
 
 
+def test_values_that_exclude_each_other_are_asked_again(tmp_path):
+    def picky(trial):
+        candidate = small(trial)
+        if candidate.strata[0].options["r"] > 4:
+            raise UserError("r is too large beside the others")
+        return candidate
+
+    study = open_study(tmp_path)
+    proposer = Proposer(study, picky, [{"lora.r": 32}], LADDER, "random", 0, 9)
+    for _ in range(3):
+        p = proposer.ask()
+        study.add(p.candidate, p.params, p.distributions)
+    assert {e.params["lora.r"] for e in study.entries} == {1, 2, 4}
+    assert proposer.ask() is None
+
+
 def test_warm_starts_come_first_and_are_at_most_a_third(tmp_path):
     study = open_study(tmp_path)
     points = [{"lora.lr": 10.0**-k, "lora.r": 8} for k in range(1, 6)]

@@ -17,7 +17,7 @@ from autopeft.settings import MAY_CHANGE, Settings, from_mapping, load
 OTHER = {
     "fit": "crop", "sampler": "random", "inner": "holdout", "runner": "ray", "precision": "fp32",
     "budget": 60.0, "cache_gb": 2.0, "image_size": 112, "weights": "w", "data_root": "d",
-    "patient_column": "p", "split_column": "s", "data_option": {"a": "b"},
+    "patient_column": "p", "split_column": "s", "data_option": {"a": "b"}, "label_fraction": 0.1,
 }  # fmt: skip
 
 

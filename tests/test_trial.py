@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import os
@@ -18,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from autopeft import load_adapter, trial
+from autopeft.adapter import merge
 from autopeft.backbones.describe import random_backbone
 from autopeft.backbones.weights import load_backbone
 from autopeft.data.task import Task
@@ -28,12 +30,12 @@ from autopeft.methods.sparse_presets import Gps
 from autopeft.prepare import make_audience, make_setup
 from autopeft.runners import guarded
 from autopeft.settings import Settings
-from autopeft.training import memory
+from autopeft.training import memory, probe
 from autopeft.training import precision as number_format
 from autopeft.training.features import frozen_features
-from autopeft.training.images import ImageStore, build_store
+from autopeft.training.images import ImageStore, build_store, normalize
 from autopeft.training.loop import NotFiniteError
-from autopeft.training.probe import fit_probe
+from autopeft.training.probe import best_strength, fit_probe
 from autopeft.training.scoring import TrainScoring
 
 LORA = {"method": "lora", "blocks": [3, 5], "r": 4, "lr": 3e-3}
@@ -234,12 +236,18 @@ def test_repeats_differ_and_the_same_job_does_not(setup, vit):
     assert not np.array_equal(scores(setup, trial.run(setup, rung(setup, vit, repeat=1))), first)
 
 
-def test_the_setup_s_micro_batch_is_where_jobs_start(setup, vit):
-    start = replace(setup, micro_batch=3)
-    asked = scores(setup, trial.run(setup, rung(setup, vit, micro_batch=3)))
-    assert np.array_equal(scores(start, trial.run(start, rung(start, vit))), asked)
-    fewer = scores(setup, trial.run(setup, rung(setup, vit, micro_batch=1)))
-    assert np.array_equal(scores(start, trial.run(start, rung(start, vit, micro_batch=1))), fewer)
+def test_the_setup_s_micro_batch_is_where_jobs_start(setup, vit, monkeypatch):
+    seen, real = [], trial.train_epochs
+
+    def look(adapted, plan, *args):
+        seen.append(plan.micro_batch)
+        return real(adapted, plan, *args)
+
+    monkeypatch.setattr(trial, "train_epochs", look)
+    start = replace(setup, micro_batch=4)
+    for asked in (0, 2):  # the second one after out-of-memory
+        assert trial.run(start, rung(start, vit, stop=1, micro_batch=asked)).status == "ok"
+    assert seen == [4, 2]
 
 
 def test_a_smaller_micro_batch_gives_nearly_the_same(setup, vit):
@@ -298,6 +306,137 @@ def test_frozen_states_are_computed_once_and_change_nothing(setup, vit, tmp_path
     assert all_hits == asks
     first = trial.run(setup, rung(setup, vit, {**LORA, "blocks": "all"}))
     assert first.extra == {}  # the first block trains: nothing below is frozen but the stem
+
+
+# ---- a step after training ----------------------------------------------------------------------
+
+
+def post(raw, alpha):
+    return {**raw, "post": {"method": "wise_ft", "alpha": alpha}}
+
+
+def state_folder(setup, outcome):
+    return Path(setup.run_dir) / "states" / outcome.state
+
+
+def at(setup, folder):
+    """The same run in another folder."""
+    return replace(setup, run_dir=str(Path(setup.run_dir).parent / folder))
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """A list that grows with each stretch of gradient training."""
+    calls, inner = [], trial.train_epochs
+    monkeypatch.setattr(trial, "train_epochs", lambda *a: calls.append(a[2:4]) or inner(*a))
+    return calls
+
+
+@pytest.mark.parametrize(
+    "raw", [LORA, {"method": "full", "blocks": 1, "lr": 1e-3}, {"method": "ssf", "blocks": 2}]
+)
+def test_what_is_scored_lies_between_frozen_and_trained_weights(setup, vit, world, raw):
+    """By hand: a plain timm model with (1 - a) frozen + a trained weights, the probe's head."""
+    alpha, rows = 0.3, setup.rows
+    plain = trial.run(setup, rung(setup, vit, raw))
+    stepped = trial.run(setup, rung(setup, vit, post(raw, alpha)))
+    trained = merge(state_folder(setup, plain), network=vit)
+    features = frozen_features(vit, world.store, rows["train"].index, [(6, "token")], "fp32")
+    x, label = features[(6, "token")], rows["train"].label
+    strength = best_strength(x, label, "binary", rows["train"].patient)
+    probe = fit_probe(x, label, "binary", strength, np.ones(label.shape))
+    frozen = {**vit.model.state_dict(), "head.weight": torch.from_numpy(probe.weight)}
+    frozen["head.bias"] = torch.from_numpy(probe.bias)
+    model = copy.deepcopy(vit.fork(1).model)
+    model.load_state_dict({k: (1 - alpha) * frozen[k] + alpha * v for k, v in trained.items()})
+    pixels = normalize(world.store.batch(rows["search"].index), vit.facts.mean, vit.facts.std)
+    with torch.no_grad():
+        want = model(pixels).numpy()
+    got = scores(setup, stepped).astype(np.float64)
+    np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
+    assert np.abs(got - scores(setup, plain)).max() > 0.02
+    loaded = load_adapter(state_folder(setup, stepped), network=vit)
+    assert loaded.info["candidate"]["post"] == {"method": "wise_ft", "alpha": alpha}
+    images = [world.folder / p for p in rows["search"].path]
+    np.testing.assert_allclose(loaded.logits(images), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("raw", [LORA, {**LORA, "head_init": "random"}], ids=str)
+def test_a_step_changes_nothing_about_the_training(setup, vit, raw):
+    """Same initialization, same weights and optimizer at each rung as the plain twin."""
+    states = []
+    for number, one in enumerate((raw, post(raw, 0.5))):
+        mine = at(setup, f"run{number}")
+        outcome = trial.run(mine, rung(mine, vit, one, stop=1))
+        states.append(load_file(state_folder(mine, outcome) / "state.safetensors"))
+        more = trial.run(mine, rung(mine, vit, one, start=1, stop=2, state=outcome.state))
+        assert more.extra.get("trained_as") is None
+        states.append(load_file(state_folder(mine, more) / "state.safetensors"))
+    for plain, stepped in ((states[0], states[2]), (states[1], states[3])):
+        assert plain.keys() == stepped.keys()
+        assert all(torch.equal(plain[name], stepped[name]) for name in plain)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("raw", [LORA, {"method": "gps", "blocks": 2}], ids=str)
+def test_what_the_twin_or_a_sibling_trained_is_not_trained_again(
+    setup, vit, trainings, raw, precision
+):
+    setup = replace(setup, precision=precision, epochs=2)
+    alone = at(setup, "alone")
+    want = trial.run(alone, rung(alone, vit, post(raw, 0.5), stop=2))
+    assert len(trainings) == 1
+    for number, first in enumerate((raw, post(raw, 0.9))):
+        mine = at(setup, f"run{number}")
+        before = trial.run(mine, rung(mine, vit, first, stop=2))
+        outcome = trial.run(mine, rung(mine, vit, post(raw, 0.5), stop=2))
+        assert len(trainings) == 2 + number
+        assert outcome.extra["trained_as"] == before.state
+        assert np.array_equal(scores(mine, outcome), scores(alone, want))
+        assert outcome.train_loss == before.train_loss == want.train_loss
+        assert outcome.cost.images == before.cost.images
+        assert outcome.cost.train_seconds == before.cost.train_seconds
+        files = [state_folder(s, o) for s, o in ((mine, outcome), (alone, want))]
+        mine_is, alone_is = (load_file(f / "adapter_model.safetensors") for f in files)
+        assert all(torch.equal(mine_is[name], alone_is[name]) for name in alone_is)
+
+
+def test_a_rung_goes_on_from_what_a_sibling_trained(setup, vit, trainings):
+    straight = trial.run(at(setup, "straight"), rung(setup, vit, post(LORA, 0.5)))
+    trial.run(setup, rung(setup, vit, post(LORA, 0.9), stop=1))
+    first = trial.run(setup, rung(setup, vit, post(LORA, 0.5), stop=1))
+    assert trainings == [(0, 3), (0, 1)]
+    last = trial.run(setup, rung(setup, vit, post(LORA, 0.5), start=1, state=first.state))
+    assert trainings[2:] == [(1, 3)]
+    assert np.array_equal(scores(setup, last), scores(at(setup, "straight"), straight))
+
+
+def test_only_the_same_training_stands_for_another(setup, vit, trainings):
+    plain = trial.run(setup, rung(setup, vit, stop=1))
+    asked = post(LORA, 0.5)
+    trial.run(setup, rung(setup, vit, asked, stop=1, micro_batch=3))
+    trial.run(setup, rung(setup, vit, asked, stop=1, repeat=1))
+    trial.run(setup, rung(setup, vit, asked, stop=2))
+    trial.run(setup, rung(setup, vit, post({**LORA, "lr": 1e-3}, 0.5), stop=1))
+    assert len(trainings) == 5
+    (state_folder(setup, plain) / "state.safetensors").write_bytes(b"cut off")
+    outcome = trial.run(setup, rung(setup, vit, asked, stop=1))
+    assert outcome.status == "ok"
+    assert len(trainings) == 6
+    trial.run(setup, rung(setup, vit, LORA, stop=1))  # a plain candidate always trains
+    assert len(trainings) == 7
+
+
+def test_a_stepped_adapter_is_predicted_as_it_is_saved(setup, vit, world):
+    raw = post(LORA, 0.5)
+    outcome = trial.run(setup, rung(setup, vit, raw))
+    rows = world.everyone.take(np.arange(28, 36)).blind()
+    asked = replace(rung(setup, vit, raw), kind="test", state=outcome.state, rows=rows)
+    predicted = trial.run(setup, replace(asked, split="test"))
+    assert predicted.status == "ok", predicted.reason
+    model = load_adapter(state_folder(setup, outcome), weights=setup.weights)
+    images = [world.folder / p for p in rows.path]
+    assert np.array_equal(model.logits(images), scores(setup, predicted))
 
 
 # ---- what goes wrong ----------------------------------------------------------------------------
@@ -403,7 +542,7 @@ def test_predict_is_the_saved_adapter_in_fp32(setup, vit, world, precision):
 
 
 def test_readouts_are_scored_out_of_fold(setup, vit, monkeypatch):
-    monkeypatch.setattr(trial, "READOUT_STRENGTHS", (0.1,))
+    monkeypatch.setattr(probe, "SCAN_STRENGTHS", (0.1,))
     outcome = trial.run(setup, Job("readouts", setup.digest(), split="train"))
     assert outcome.status == "ok", outcome.reason
     rows = setup.rows["train"]
@@ -421,7 +560,7 @@ def test_readouts_are_scored_out_of_fold(setup, vit, monkeypatch):
 
 
 def test_readouts_of_a_large_task_take_a_spread_of_rows(setup, monkeypatch):
-    monkeypatch.setattr(trial, "READOUT_STRENGTHS", (0.1,))
+    monkeypatch.setattr(probe, "SCAN_STRENGTHS", (0.1,))
     monkeypatch.setattr(trial, "READOUT_ROWS", 8)
     outcome = trial.run(setup, Job("readouts", setup.digest(), split="train"))
     assert scores(setup, outcome, "row").tolist() == [0, 3, 6, 9, 12, 15, 18]

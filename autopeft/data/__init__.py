@@ -53,17 +53,26 @@ def load_task(settings: Settings, cache: Path) -> Task:
     """Loads the task that ``--dataset`` names.
 
     Args:
-        settings: dataset, data_root, labels, groups, options, split seed.
+        settings: dataset, data_root, labels, groups, options, split seed, label fraction.
         cache: folder in which the phantom's images may be written.
 
     Raises:
-        UserError: unknown data set (nearest name offered), or bad input in it.
+        UserError: unknown data set (nearest name offered), bad input in it, or a label fraction
+            that leaves too few patients.
     """
-    name = settings.dataset
+    task = _data_set(settings.dataset).load(settings, cache)
+    if settings.label_fraction == 1:
+        return task
+    from autopeft.data.fraction import take_fraction
+
+    return take_fraction(task, settings.label_fraction, settings.split_seed)
+
+
+def _data_set(name: str) -> DataSet:
     if name in DATASETS:
-        return DATASETS[name].load(settings, cache)
+        return DATASETS[name]
     if name.endswith((".csv", ".csv.gz", ".tsv")) or "/" in name:
-        return TABLE.load(settings, cache)
+        return TABLE
     raise UserError(
         f"unknown data set {name!r}",
         "--dataset",

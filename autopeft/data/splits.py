@@ -13,6 +13,7 @@ SPLITS = ("train", "search", "confirm", "test")
 _LARGE = {"train": 0.70, "search": 0.10, "confirm": 0.05, "test": 0.15}
 _SMALL = {"train": 0.60, "search": 0.15, "confirm": 0.10, "test": 0.15}
 _LARGE_FROM = 5000
+_GOLDEN = (5**0.5 - 1) / 2
 
 Bools = npt.NDArray[np.bool_]
 Names = npt.NDArray[np.str_]
@@ -60,6 +61,21 @@ def make_splits(
     Returns:
         Name of the split [N].
     """
+    ids, row_patient, order = _ordered(patient, strata, seed)
+    names = np.array(list(parts))
+    split = np.empty(len(ids), names.dtype)
+    split[order] = names[_deal(len(ids), np.array(list(parts.values()), np.float64))]
+    return split[row_patient]
+
+
+def _ordered(
+    patient: npt.NDArray[Any], strata: Bools, seed: int
+) -> tuple[Names, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Patients with equal cells beside each other, the rarest cells first.
+
+    Returns:
+        The P patients' ids, each row's patient [N], and the order [P] of the patients.
+    """
     ids, row_patient = np.unique(patient.astype(np.str_), return_inverse=True)
     member = np.zeros((len(ids), strata.shape[1]), np.bool_)
     for cell in range(strata.shape[1]):
@@ -73,10 +89,35 @@ def make_splits(
     _, combination = np.unique(packed, axis=0, return_inverse=True)
     shuffle = np.array([_hash(seed, str(name)) for name in ids], np.uint64)
     order = np.lexsort((shuffle, combination.reshape(-1), rarest))
-    names = np.array(list(parts))
-    split = np.empty(len(ids), names.dtype)
-    split[order] = names[_deal(len(ids), np.array(list(parts.values()), np.float64))]
-    return split[row_patient]
+    return ids, row_patient, order
+
+
+def nested_share(patient: npt.NDArray[Any], strata: Bools, fraction: float, seed: int) -> Bools:
+    """Rows of a share of the patients; of two shares the smaller lies within the larger.
+
+    The patients stand in the order in which ``make_splits`` deals them out, and each has a fixed
+    number in [0, 1): the multiples of the golden ratio, which are spread evenly over every
+    stretch of the order. A patient belongs to all shares above that number, so every cell gives
+    its part, and a share depends on nothing but patients, cells and seed.
+
+    Args:
+        patient: patient ids [N].
+        strata: bool [N, T], see ``cells``.
+        fraction: share of the patients, in (0, 1].
+        seed: the settings' ``--split-seed``.
+
+    Returns:
+        Whether the row belongs to the share [N].
+    """
+    return shares_of(patient, strata, seed) < fraction
+
+
+def shares_of(patient: npt.NDArray[Any], strata: Bools, seed: int) -> npt.NDArray[np.float64]:
+    """The number in [0, 1) of each row's patient [N], see ``nested_share``."""
+    _, row_patient, order = _ordered(patient, strata, seed)
+    place = np.empty(len(order), np.float64)
+    place[order] = (np.arange(len(order)) + 0.5) * _GOLDEN % 1.0
+    return place[row_patient]
 
 
 def _hash(seed: int, patient: str) -> int:

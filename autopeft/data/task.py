@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +102,17 @@ class Task:
         if split not in (*SPLITS, *self.external):
             raise KeyError(f"no split {split!r}: {', '.join((*SPLITS, *self.external))}")
         return self._all.take(np.flatnonzero(self._split == split))
+
+    def without(self, index: npt.NDArray[np.int64]) -> Task:
+        """The task without some rows, numbered anew; only rows that may be read are known."""
+        kept = np.delete(np.arange(len(self._all)), index)
+        rows = self._all.take(kept)
+        return replace(
+            self,
+            _all=replace(rows, index=np.arange(len(kept))),
+            _split=self._split[kept],
+            _opened=[],
+        )
 
     def count_images(self, split: str) -> dict[str, tuple[int, int]]:
         """Class -> (positive, negative) images of a split; counts only, like ``counts``."""

@@ -18,6 +18,7 @@ from autopeft.methods.registry import method_named
 
 Move = Literal["scaled", "held", "first"]
 STEPS = ("wise_ft",)
+_FIELDS = ("method", "alpha", "where_possible")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def move_of(name: str, strata: Sequence[Stratum]) -> Move:
 def read_post(raw: Any, strata: Sequence[Stratum]) -> Post | None:
     """The post-hoc step of a candidate, from ``{"method": "wise_ft", "alpha": a}``.
 
-    None where it changes nothing: alpha 1, or no adapter at all.
+    None where it changes nothing: alpha 1, or no adapter at all; with ``"where_possible": True``
+    (a space with methods of both kinds) also where the methods cannot take it.
 
     Raises:
         UserError: an unknown step or field, alpha out of (0, 1], or methods that cannot take it.
@@ -117,18 +119,19 @@ def read_post(raw: Any, strata: Sequence[Stratum]) -> Post | None:
         fix = "Write {method: wise_ft, alpha: 0.5}."
         raise UserError(f"post = {raw!r} is no mapping", where, fix)
     for key in raw:
-        if key not in ("method", "alpha"):
-            raise UserError(f"unknown field {key!r}", where, nearest(str(key), ("method", "alpha")))
+        if key not in _FIELDS:
+            raise UserError(f"unknown field {key!r}", where, nearest(str(key), _FIELDS))
     if raw.get("method") not in STEPS:
         what = f"method = {raw.get('method')!r} is not possible"
         raise UserError(what, where, nearest(str(raw.get("method")), STEPS))
     alpha = raw.get("alpha")
-    number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
-    if not number or not 0 < alpha <= 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1:
         raise UserError(f"alpha = {alpha!r} is not possible", where, "Range: above 0 to 1.")
     if not strata or rounded(alpha) == 1:
         return None
     reason = why_not(strata)
+    if reason and raw.get("where_possible") is True:
+        return None
     if reason:
         what = f"wise_ft cannot be sampled with these methods: {reason}"
         raise UserError(what, where, "Leave post out, or set alpha to 1.")

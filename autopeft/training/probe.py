@@ -7,7 +7,7 @@ strength (L2) is its only size and its solution does not depend on a seed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
+from autopeft.candidate import Pool
 from autopeft.evaluation import Kind
 
 Floats = npt.NDArray[np.floating[Any]]
 STRENGTHS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0)  # L2 on standardized features, mean loss
 FOLDS = 5
+SCAN_STRENGTHS = (0.1, 0.01, 1.0)  # when features are compared: the first for all of them,
+SCAN_CLOSER = 3  # the others for so many
+Where = tuple[int, Pool]
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,39 @@ def out_of_fold(
             )
             scores[strength][outside] = probe.logits(features[outside])
     return scores, fold
+
+
+def scan(
+    features: Mapping[Where, Floats], label: Floats, kind: Kind, patient: npt.NDArray[Any]
+) -> tuple[dict[tuple[Where, float], Floats], npt.NDArray[np.int64]]:
+    """Out-of-fold scores of a probe on several features of the same images.
+
+    All features are tried with the middle strength, the few with the lowest log-loss with the
+    others too: where a probe reads matters more than how strongly it is held.
+
+    Args:
+        features: place -> [N, d].
+        label: [N, C].
+        kind: the task's kind.
+        patient: patient ids [N].
+
+    Returns:
+        (place, strength) -> logits [N, C], and the fold of each row [N].
+    """
+    found: dict[tuple[Where, float], Floats] = {}
+    fold = np.zeros(len(label), np.int64)
+
+    def add(where: Where, strengths: Sequence[float]) -> None:
+        nonlocal fold
+        scores, fold = out_of_fold(features[where], label, kind, patient, strengths, 100)
+        found.update({(where, strength): score for strength, score in scores.items()})
+
+    for where in features:
+        add(where, SCAN_STRENGTHS[:1])
+    loss = {where: log_loss(score, label, kind) for (where, _), score in found.items()}
+    for where in sorted(loss, key=loss.__getitem__)[:SCAN_CLOSER]:
+        add(where, SCAN_STRENGTHS[1:])
+    return found, fold
 
 
 def log_loss(logits: Floats, label: Floats, kind: Kind) -> float:

@@ -303,9 +303,9 @@ def test_mistakes_are_named(raw, words):
         assert word in str(caught.value)
 
 
-def test_biases_of_a_cnn_are_opened_together():
-    with pytest.raises(UserError, match="is a CNN"):
-        canonical({"method": "bitfit", "which": "norm"}, CNN)
+def test_a_cnn_has_no_query_whose_bias_could_train():
+    with pytest.raises(UserError, match="query_only"):
+        canonical({"method": "bitfit", "which": "query_only"}, CNN)
 
 
 def test_every_method_says_who_what_and_where_to_start():

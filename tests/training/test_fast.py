@@ -7,6 +7,7 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
 
+from autopeft.backbones.describe import random_backbone
 from autopeft.methods import build, canonical
 from autopeft.training import fast
 from autopeft.training.fast import Casts, LowRank, speed_up
@@ -91,8 +92,8 @@ def test_a_step_in_fp16_lies_near_fp32(vit, pixels):
     quick = lora(vit)
     speed_up(quick, "fp16", Casts(vit.model))
     logits, found = gradients(quick, pixels, "fp16")
-    frozen = [p for p in quick.network.model.parameters() if not p.requires_grad]
-    assert {p.dtype for p in frozen} == {torch.float16}
+    layers = [m for m in quick.network.model.modules() if isinstance(m, PeftLinear)]
+    assert {m.get_base_layer().weight.dtype for m in layers} == {torch.float16}
     torch.testing.assert_close(logits, exact[0], rtol=0.02, atol=0.02)
     for name, gradient in found.items():
         assert gradient.dtype == torch.float32
@@ -128,6 +129,15 @@ def test_on_another_device_nothing_is_left_behind(vit, monkeypatch, precision, r
     assert before == {n: p.data_ptr() for n, p in vit.model.named_parameters()}
 
 
+def test_on_another_device_statistics_of_batch_norm_are_there_too(monkeypatch):
+    moved = set()
+    monkeypatch.setattr(fast, "move", lambda tensors, device: moved.update(map(id, tensors)))
+    again = fast.quick_frozen(random_backbone("test_resnet", 64), "bf16", Casts(nn.ReLU(), "meta"))
+    buffers = list(again.model.buffers())
+    assert buffers
+    assert all(id(buffer) in moved for buffer in buffers)
+
+
 def test_moved_tensors_stay_the_same_objects():
     parameter = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
@@ -143,10 +153,15 @@ def test_frozen_weights_are_cast_once_for_all_forks_and_the_resident_is_left_alo
     one, two = lora(vit), lora(vit, r=2)
     speed_up(one, "bf16", casts)
     speed_up(two, "bf16", casts)
-    pairs = zip(one.network.model.parameters(), two.network.model.parameters(), strict=True)
-    frozen = [(a, b) for a, b in pairs if not a.requires_grad]
+    others = dict(two.network.model.named_parameters())
+    frozen = {
+        n: (p, others[n]) for n, p in one.network.model.named_parameters() if not p.requires_grad
+    }
     assert len(frozen) > 20
-    assert all(a.dtype == torch.bfloat16 and a.data_ptr() == b.data_ptr() for a, b in frozen)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in frozen.values())
+    # Norms take low inputs with fp32 weights, as fast.
+    kinds = {n: p.dtype for n, (p, _) in frozen.items()}
+    assert all((k == torch.float32) == ("norm" in n) for n, k in kinds.items()), kinds
     assert all(p.dtype == torch.float32 for p in one.trainable.values())
     assert before == {n: (p.dtype, p.data_ptr()) for n, p in vit.model.named_parameters()}
 

@@ -304,3 +304,24 @@ def test_fp16_gives_up_when_no_scale_is_small_enough(vit, rows, store, monkeypat
         parameter.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(NotFiniteError, match="any loss scale"):
         train_epochs(adapted, plan, 0, 1)
+
+
+def test_fp16_gradients_are_unscaled_before_they_are_clipped(vit, rows, store):
+    """What a method sees after the first step is fp32's clipped gradient."""
+    found = {}
+    for name in ("fp32", "fp16"):
+        adapted, plan = make(vit, rows, store, precision=name)
+        speed_up(adapted, name, Casts(vit.model))
+        steps = []
+
+        def look(step, total, steps=steps, adapted=adapted):
+            steps.append({n: p.grad.clone() for n, p in adapted.trainable.items()})
+
+        adapted.after_step = look
+        train_epochs(adapted, plan, 0, 1)
+        found[name] = steps[0]
+    total = sum(float(g.norm()) ** 2 for g in found["fp32"].values())
+    assert total > 1e-4  # gradients of a size that a scale of 65,536 would show in
+    for name, gradient in found["fp32"].items():
+        distance = (found["fp16"][name] - gradient).norm()
+        assert distance <= 0.05 * gradient.norm() + 1e-3, name

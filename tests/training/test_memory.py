@@ -37,21 +37,22 @@ def adapter(vit, precision="fp32", raw=None):
 
 
 def test_what_autograd_keeps_is_counted_once_and_weights_are_not():
-    """A chain whose kept tensors can be written down: x -> a = x w -> b = a a -> sum."""
+    """A chain whose kept tensors can be written down: x -> a = x w -> a w a -> sum."""
     w = torch.nn.Parameter(torch.ones(1))
     model = torch.nn.Module()
     model.w = w
 
     def logits(x):
         a = x.flatten(1) * w  # keeps x (needed for w) and w
-        return (a * a).sum(1, keepdim=True)  # keeps a, twice the same
+        b = a * w  # keeps a and w
+        return (b * a).sum(1, keepdim=True)  # keeps b, and a again
 
     network = SimpleNamespace(facts=SimpleNamespace(image_size=4), model=model)
     fake = SimpleNamespace(
         network=network, logits=logits, trainable={"w": w}, set_train=lambda flag: None
     )
     image = 3 * 4 * 4 * 4  # bytes
-    assert bytes_per_image(fake, "fp32") == int(2 * image * memory.SAFETY)
+    assert bytes_per_image(fake, "fp32") == int(3 * image * memory.SAFETY)
 
 
 def test_a_low_format_deeper_blocks_and_fewer_blocks_take_less(vit):

@@ -9,6 +9,7 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from autopeft.training import probe
 from autopeft.training.probe import (
     STRENGTHS,
     best_strength,
@@ -177,3 +178,17 @@ def test_noise_calls_for_more_strength_than_signal():
     noise = RNG.integers(0, 2, (200, 1)).astype(float)
     assert best_strength(X, strong, "binary", patient) <= 0.03
     assert best_strength(X, noise, "binary", patient) == STRENGTHS[-1]
+
+
+def test_a_scan_looks_closer_where_the_features_tell_most():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, (60, 1)).astype(float)
+    features = {(b, "avg"): label * b + rng.normal(size=(60, 4)) for b in range(1, 7)}
+    patient = np.arange(60) // 2
+    found, fold = probe.scan(features, label, "binary", patient)
+    closer = {where for where, strength in found if strength != probe.SCAN_STRENGTHS[0]}
+    assert closer == {(4, "avg"), (5, "avg"), (6, "avg")}
+    assert {where for where, _ in found} == set(features)
+    alone, same = probe.out_of_fold(features[6, "avg"], label, "binary", patient, (1.0,), 100)
+    assert np.array_equal(found[(6, "avg"), 1.0], alone[1.0])
+    assert np.array_equal(fold, same)
