@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, get_args, get_type_hints
 
 import optuna
 from optuna.distributions import CategoricalDistribution
 
+from autopeft import plugins
 from autopeft.candidate import Readout, Train
 from autopeft.errors import UserError, nearest
+from autopeft.plugins import Plugin
 from autopeft.ranges import Field, read_field
 
 SHARES = {
@@ -261,3 +264,19 @@ def _placed(
     if bits is None:
         return {}
     return {"blocks": {"mask": [int(on) for on in bits]}} if any(bits) else None
+
+
+def read_files(spec: Any, where: str) -> tuple[Plugin, ...]:
+    """The Python files that a space names, beside its own file."""
+    if spec is None:
+        return ()
+    every = [spec] if isinstance(spec, str) else spec
+    if not isinstance(every, list) or not all(isinstance(path, str) for path in every):
+        raise UserError(
+            f"{spec!r} is no list of files", f"{where}, methods_from", "Write [./gate.py]."
+        )
+    try:
+        return tuple(plugins.read_python(Path(where).parent / Path(p).expanduser()) for p in every)
+    except UserError as error:
+        what = f"{error.where}: {error.what}"
+        raise UserError(what, f"{where}, methods_from", error.fix) from None

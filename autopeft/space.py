@@ -14,6 +14,7 @@ Layout of a file (``methods`` or ``strata`` must be there, the rest may be left 
     mask: each                    # which blocks the parts without a placement have
     readout: {block: ..., pool: ...}              # where the head reads
     train: {sampling: ..., weight_decay: 0.01}    # training fields shared by all methods
+    post: {wise_ft: {alpha: {choices: [0.5, 1.0]}}}   # a step after training, where possible
     defaults:                     # tried first, by parameter name; what is left out is sampled
       - {when: few, method: lora, lora.r: 4}      # few, some or many training images: those that
       - {method: lora, lora.r: 8}                 # fit the task come first, those that do not last
@@ -32,7 +33,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -55,6 +55,7 @@ from autopeft.sections import (
     draw_stratum,
     fit_section,
     mapping,
+    read_files,
     read_part,
     read_section,
 )
@@ -62,7 +63,7 @@ from autopeft.sections import (
 # Below how many training images a task counts as such. MED-PEFT ("Less could be better", MIDL
 # 2024) found one rank for each: its NIH lists of 1, 10 and 100 % hold 785, 7,847, 78,468 images.
 WHEN = {"few": 1_000, "some": 20_000, "many": None}
-_SECTIONS = ("methods", "strata", "mask", "readout", "train", "defaults", "methods_from")
+_SECTIONS = ("methods", "strata", "mask", "readout", "train", "post", "defaults", "methods_from")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Space:
         plugins: files of methods of the user's own, read and not executed.
         parts: name -> part, in the place of ``methods``.
         mask: one yes or no a block, for the parts without a placement.
+        post: fields of the step after training (WiSE-FT), left out where a method cannot take it.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Space:
     plugins: tuple[Plugin, ...] = ()
     parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
     mask: tuple[Field, ...] = ()
+    post: tuple[Field, ...] = ()
 
     @property
     def single(self) -> bool:
@@ -115,7 +118,7 @@ class Space:
     def fields(self) -> dict[str, Field]:
         """Every field by the one name that it has in the study."""
         every = [self.method] if self.methods else []
-        every += [*self.mask, *self.readout, *self.train]
+        every += [*self.mask, *self.readout, *self.train, *self.post]
         every += [field for _, _, section in self.sections for field in section]
         names = [field.name for field in every]
         assert len(set(names)) == len(names), f"a name stands for two fields: {sorted(names)}"
@@ -173,7 +176,11 @@ class Space:
             stratum, own = draw_stratum(method, section, trial, block, facts, mask)
             train |= own
             strata += [stratum] if stratum is not None else []
-        return {"strata": strata, "train": train, "readout": readout}
+        found: dict[str, Any] = {"strata": strata, "train": train, "readout": readout}
+        if self.post:
+            drawn = {field.key: field.draw(trial) for field in self.post}
+            found["post"] = {"method": "wise_ft", "where_possible": True, **drawn}
+        return found
 
     def check(
         self,
@@ -288,7 +295,7 @@ class Space:
         canonical: Callable[[Mapping[str, Any], Any], Candidate],
     ) -> None:
         """One candidate for each choice and each end of a range, the others at their first."""
-        shared = [*self.readout, *self.train, *self.mask]
+        shared = [*self.readout, *self.train, *self.mask, *self.post]
         for sections in self._candidates():
             relevant = [*shared, *(f for _, _, section in sections for f in section)]
             first = {f.name: f.typical for f in relevant if f.distribution is not None}
@@ -354,10 +361,19 @@ def read_space(text: str, where: str, name: str = "", sha256: str = "") -> Space
         read_section("readout", raw.get("readout"), f"{where}, readout", READOUT),
         read_section("train", raw.get("train"), f"{where}, train", TRAIN),
         tuple({str(k): v for k, v in point.items()} for point in points),
-        _files(raw.get("methods_from"), where),
+        read_files(raw.get("methods_from"), where),
         {str(p): read_part(str(p), s, f"{where}, strata.{p}") for p, s in parts.items()},
         _mask(raw, where),
+        _post(raw.get("post"), f"{where}, post"),
     )
+
+
+def _post(spec: Any, where: str) -> tuple[Field, ...]:
+    steps = mapping(spec, where)
+    for step in steps:
+        if step != "wise_ft":
+            raise UserError(f"unknown step {step!r}", where, nearest(str(step), ("wise_ft",)))
+    return read_section("wise_ft", steps.get("wise_ft"), f"{where}.wise_ft", {"alpha": ()})
 
 
 def _mask(raw: Mapping[str, Any], where: str) -> tuple[Field, ...]:
@@ -367,22 +383,6 @@ def _mask(raw: Mapping[str, Any], where: str) -> tuple[Field, ...]:
         fix = "Write mask: each beside strata; a method has its mask in its own section."
         raise UserError(f"mask = {raw['mask']!r} is not possible here", where, fix)
     return (Field("mask", f"{where}, mask", value="each"),)
-
-
-def _files(spec: Any, where: str) -> tuple[Plugin, ...]:
-    """The Python files that a space names, beside its own file."""
-    if spec is None:
-        return ()
-    every = [spec] if isinstance(spec, str) else spec
-    if not isinstance(every, list) or not all(isinstance(path, str) for path in every):
-        raise UserError(
-            f"{spec!r} is no list of files", f"{where}, methods_from", "Write [./gate.py]."
-        )
-    try:
-        return tuple(plugins.read_python(Path(where).parent / Path(p).expanduser()) for p in every)
-    except UserError as error:
-        what = f"{error.where}: {error.what}"
-        raise UserError(what, f"{where}, methods_from", error.fix) from None
 
 
 def _order(when: Any, images: int, where: str) -> int:

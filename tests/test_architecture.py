@@ -50,7 +50,7 @@ MAY = {
     "trial": "adapter backbones candidate evaluation job methods posthoc states training",
     # what is tried next
     "ranges": "",
-    "sections": "candidate ranges",
+    "sections": "candidate plugins ranges",
     "space": "candidate plugins ranges sections",
     "suited": "candidate ranges sections space",
     "schedule": "",

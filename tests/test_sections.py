@@ -184,3 +184,31 @@ def test_mistakes_are_named(text, old, new, said):
     with pytest.raises(UserError, match=r"my\.yaml") as error:
         read_space(text.replace(old, new, 1), "my.yaml").check(VIT, METHODS, True)
     assert said in str(error.value)
+
+
+POST = """
+methods: {lora: {r: 8}, adapter_parallel: {}, linear_probe: }
+post: {wise_ft: {alpha: {choices: [0.5, 1.0]}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "alpha", "found"),
+    [("lora", 0.5, 0.5), ("lora", 1.0, None), ("adapter_parallel", 0.5, None)]
+    + [("linear_probe", 0.5, None)],
+)
+def test_a_step_after_training_is_drawn_where_the_method_can_take_it(method, alpha, found):
+    from autopeft.backbones.describe import random_backbone
+    from autopeft.methods import METHODS, canonical
+
+    space, facts = read_space(POST, "f"), random_backbone("test_vit", 32).facts
+    space.check(facts, METHODS, canonical=canonical)
+    assert "wise_ft.alpha" in space.distributions()
+    trial = optuna.trial.FixedTrial({"method": method, "wise_ft.alpha": alpha})
+    post = canonical(space.ask(trial, facts), facts).post
+    assert (post.alpha if post else None) == found
+
+
+def test_an_unknown_step_is_named():
+    with pytest.raises(UserError, match="wise_tf"):
+        read_space(POST.replace("wise_ft", "wise_tf"), "f")

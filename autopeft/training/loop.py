@@ -260,4 +260,5 @@ def _restore(
     for group in optimizer.param_groups:
         for p in group["params"]:
             if names[id(p)] in by_name:
-                optimizer.state[p] = by_name[names[id(p)]]
+                mine = by_name[names[id(p)]]
+                optimizer.state[p] = {k: v.to(p.device) for k, v in mine.items()}
