@@ -3,8 +3,8 @@
     python benchmarks/equal_learning.py LABELS.csv --label pneumonia
     ... --backbone vit_small_patch14_dinov2 --weights FILE --image-size 112
 
-One candidate (LoRA r=8 on all blocks), several repeats, two ways. ``fast`` is what a worker does:
-bf16, frozen linear and LoRA as one function, states from the prefix store where there are any.
+One candidate (LoRA r=8 on all blocks or the last few), several repeats, two ways. ``fast`` is
+what a worker does: bf16, frozen linear and LoRA as one function, states from the prefix store.
 ``reference`` is timm's forward pass and peft's own layers in fp32, from pixels, with the same
 data order, views, schedule and initial values. Both are scored on the search and confirm patients;
 the difference is paired by repeat and beside it stands what the repeats themselves differ by.
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--last", type=int, help="adapt so many blocks; default all")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as out:
         values = {
@@ -65,7 +66,8 @@ def main() -> None:
         rows = {p: ready.task.rows(p) for p in PARTS}
         torch.set_num_threads(setup.threads)
         raw = {
-            "method": "lora", "r": 8, "modules": "all", "blocks": "all", "lr": args.lr,
+            "method": "lora", "r": 8, "modules": "all", "lr": args.lr,
+            "blocks": args.last or "all",
             "readout_block": ready.network.facts.depth,
             "readout_pool": ready.network.facts.own_pool, "head_init": "random",
         }  # fmt: skip
