@@ -7,7 +7,7 @@ trained again with fresh seeds and the winner is chosen on ``confirm`` patients 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,9 @@ class ReadoutChoice:
         pool: how tokens are pooled.
         strength: L2 strength.
         table: (block, pool) -> out-of-fold AUROC at its best strength.
-        interval: of the chosen one's out-of-fold AUROC, over train patients; None = undefined.
-            It says nothing of the choice among readouts, which makes the value a little too high.
+        interval: of the AUROC that a probe has whose readout and strength are chosen without the
+            patients that it is scored on: for each fold the best on the other folds. None = it is
+            undefined, or there are too few patients for one.
     """
 
     block: int
@@ -50,12 +51,15 @@ class ReadoutChoice:
     def line(self) -> str:
         """The first answer of a run, for people."""
         if self.interval is None:
-            return f"best linear probe reads block {self.block} ({self.pool}); no AUROC yet"
+            place = f"block {self.block} ({self.pool})"
+            return (
+                f"first answer: a linear probe reads best at {place}; too few patients to say more"
+            )
         i = self.interval
         return (
             f"first answer: linear probe at block {self.block} ({self.pool}), AUROC {i.value:.3f} "
             f"({i.low:.3f} to {i.high:.3f}) on {i.patients} train patients out of fold, "
-            f"best of {len(self.table)} readouts"
+            f"the choice among {len(self.table)} readouts included"
         )
 
 
@@ -65,21 +69,31 @@ def choose_readout(bench: Bench, facts: Facts, bar: Bar) -> ReadoutChoice:
     outcome = bench.ask(job, bar)
     assert outcome.predictions is not None
     rows = bench.audience.rows["train"]
-    best: tuple[float, int, Pool, float] | None = None
-    table: dict[str, float] = {}
+    scored: dict[tuple[int, Pool, float], Predictions] = {}
     with np.load(bench.audience.run_dir / "predictions" / outcome.predictions) as stored:
-        position = np.searchsorted(rows.index, stored["row"])
-        subset = rows.take(position)
+        subset = rows.take(np.searchsorted(rows.index, stored["row"]))
         for key in sorted(set(stored.files) - {"row", "fold"}):
             block, pool, strength = key.split("|")
             folds = _folds(bench.audience, subset, stored[key], stored["fold"])
-            value = auroc(folds) or 0.0
-            table[f"{block}|{pool}"] = max(value, table.get(f"{block}|{pool}", 0.0))
-            ranked = (value, int(block), pool, float(strength))
-            if best is None or ranked[0] > best[0]:
-                best, kept = ranked, folds
-    assert best is not None
-    return ReadoutChoice(best[1], best[2], best[3], table, bootstrap(kept))
+            scored[int(block), pool, float(strength)] = folds
+    values = {place: auroc(p) or 0.0 for place, p in scored.items()}
+    table: dict[str, float] = {}
+    for (block, pool, _), value in values.items():
+        table[f"{block}|{pool}"] = max(value, table.get(f"{block}|{pool}", 0.0))
+    best = max(values, key=values.__getitem__)
+    interval = bootstrap(_chosen_elsewhere(list(scored.values())))
+    return ReadoutChoice(*best, table, interval if interval and interval.enough else None)
+
+
+def _chosen_elsewhere(every: Sequence[Predictions]) -> Predictions:
+    """Each fold scored by what is best on the other folds: the choice costs what it costs."""
+    first = every[0]
+    score = np.array(first.score)
+    for fold in np.unique(first.part):
+        here = first.part == fold
+        values = [auroc(p.take(np.flatnonzero(~here))) or 0.0 for p in every]
+        score[here] = every[int(np.argmax(values))].score[here]
+    return replace(first, score=score)
 
 
 def _folds(audience: Audience, rows: Any, score: Any, fold: Any) -> Predictions:

@@ -116,3 +116,19 @@ def _read(path: Path) -> State:
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def meta(setup: Setup, rule: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What ``load_adapter`` needs to score new images as a setup's were scored.
+
+    Args:
+        setup: of the worker.
+        rule: how pixels were read (``images.Rule`` as plain data).
+    """
+    return {
+        "classes": list(setup.classes),
+        "kind": setup.kind,
+        "fit": setup.fit,
+        "pixels": dict(rule),
+        "weights": Path(setup.weights).name if setup.weights else None,
+    }

@@ -32,16 +32,17 @@ from autopeft.job import Job, Outcome, Rows, Setup
 from autopeft.methods import build
 from autopeft.methods.adapted import Adapted
 from autopeft.methods.own import receive
+from autopeft.methods.registry import method_named
 from autopeft.methods.scored import has_scored, look
 from autopeft.posthoc.interpolation import between, first_values
-from autopeft.states import State, saved_state, trained_twin, write_state
+from autopeft.states import State, meta, saved_state, trained_twin, write_state
 from autopeft.training import augment
 from autopeft.training.allocator import keep_memory
 from autopeft.training.fast import Casts, quick_frozen, speed_up
 from autopeft.training.features import frozen_features, identity
 from autopeft.training.images import ImageStore, open_store
 from autopeft.training.loop import NotFiniteError, Plan, Source, pixels, train_epochs
-from autopeft.training.precision import autocast
+from autopeft.training.precision import Precision, autocast
 from autopeft.training.prefix import PrefixStore
 from autopeft.training.probe import best_strength, fit_probe, scan
 from autopeft.training.sampling import cell_weights, label_weights
@@ -152,7 +153,7 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
         images=len(rows["train"]) * (job.stop - job.start),
     )
     with new_folder(Path(setup.run_dir) / "states" / job.name) as folder:
-        save_adapter(adapted, folder, _meta(resident))
+        save_adapter(adapted, folder, meta(setup, asdict(resident.store.rule)))
         write_state(folder, state, job, setup.epochs)
     name = f"{job.name}.npz"
     _save_arrays(setup, name, {"score": scores.astype(np.float16)})
@@ -174,8 +175,11 @@ def _trained(resident: Resident, job: Job) -> tuple[Adapted, State]:
     if not fixed and has_scored(candidate):
         fixed = look(candidate, _scoring(resident, job))
     outputs = len(setup.classes)
-    adapted = build(resident.network, candidate, outputs, setup.seed, job.repeat, fixed)
-    speed_up(adapted, setup.precision, resident.casts)
+    try:
+        adapted = build(resident.network, candidate, outputs, setup.seed, job.repeat, fixed)
+    except UserError as error:  # this candidate's fault: the others go on
+        raise RuntimeError(f"cannot be built: {error}") from error
+    speed_up(adapted, number_format(setup, candidate), resident.casts)
     first = first_values(adapted) if candidate.post else {}
     if twin:
         adapted.load_tensors(twin.weights)
@@ -224,7 +228,7 @@ def _plan(resident: Resident, job: Job, source: Source) -> Plan:
         setup.views,
         setup.seed,
         job.repeat,
-        setup.precision,
+        number_format(setup, job.candidate),
         setup.device,
     )
 
@@ -304,11 +308,18 @@ def _features(resident: Resident, split: str, block: int, pool: Pool) -> npt.NDA
 # ---- predictions --------------------------------------------------------------------------------
 
 
+def number_format(setup: Setup, candidate: Candidate) -> Precision:
+    """The search's number format, or fp32 for methods whose effect a low one rounds away."""
+    low = any(method_named(s.method).in_fp32 for s in candidate.strata)
+    return "fp32" if low else setup.precision
+
+
 def score_rows(resident: Resident, adapted: Adapted, rows: Rows) -> npt.NDArray[np.float32]:
     """Logits [N, C] of the plain views, in the search's precision."""
     source, parts = _source(resident, adapted), []
     adapted.set_train(False)
-    with torch.no_grad(), autocast(resident.setup.precision, resident.setup.device):
+    precision = number_format(resident.setup, adapted.candidate)
+    with torch.no_grad(), autocast(precision, resident.setup.device):
         for start in range(0, len(rows), EVAL_BATCH):
             index = rows.index[start : start + EVAL_BATCH]
             x = source.get(index, np.zeros(len(index), np.int64)).to(resident.setup.device)
@@ -319,7 +330,10 @@ def score_rows(resident: Resident, adapted: Adapted, rows: Rows) -> npt.NDArray[
 def _source(resident: Resident, adapted: Adapted) -> Source:
     """Pixels, or frozen states where blocks below the adapter are frozen and views come again."""
     setup, facts, store = resident.setup, resident.network.facts, resident.store
-    boundary = adapted.first_block if adapted.prefix_ok and setup.views else 0
+    kept = adapted.prefix_ok and setup.views
+    if number_format(setup, adapted.candidate) != setup.precision:
+        kept = False  # the store's states are in the search's format
+    boundary = adapted.first_block if kept else 0
     get = partial(pixels, store, facts, device=setup.device)
     if not boundary:
         return Source(0, get)
@@ -354,18 +368,6 @@ def _save_arrays(setup: Setup, name: str, arrays: Mapping[str, npt.NDArray[Any]]
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     write_bytes(Path(setup.run_dir) / "predictions" / name, stream.getvalue(), 0o600)
-
-
-def _meta(resident: Resident) -> Mapping[str, Any]:
-    """What ``load_adapter`` needs to score new images as these were."""
-    setup = resident.setup
-    return {
-        "classes": list(setup.classes),
-        "kind": setup.kind,
-        "fit": setup.fit,
-        "pixels": asdict(resident.store.rule),
-        "weights": Path(setup.weights).name if setup.weights else None,
-    }
 
 
 # ---- readouts -----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from autopeft.adapter import merge
 from autopeft.backbones.describe import random_backbone
 from autopeft.backbones.weights import load_backbone
 from autopeft.data.task import Task
-from autopeft.errors import RunError
+from autopeft.errors import RunError, UserError
 from autopeft.job import Job, Rows, Setup
 from autopeft.methods import METHODS, canonical, own
 from autopeft.methods.sparse_presets import Gps
@@ -657,3 +657,29 @@ def test_a_method_of_the_user_s_is_executed_from_the_text_that_was_declared(setu
     changed = replace(sent, plugins=(("own_method", text + "\n", sha256),))
     with pytest.raises(RunError, match="reached a worker changed"):
         trial.run(changed, replace(job, setup=changed.digest()))
+
+
+def test_what_cannot_be_built_fails_alone(setup, vit, monkeypatch):
+    def refuse(*args, **given):
+        raise UserError("does not go together", "candidate")
+
+    monkeypatch.setattr(trial, "build", refuse)
+    candidate = canonical({"method": "lora", "blocks": 1}, vit.facts)
+    job = Job("rung", setup.digest(), candidate, stop=1)
+    outcome = guarded(trial.run, setup, job)
+    assert outcome.status == "error"
+    assert "does not go together" in outcome.reason
+
+
+@pytest.mark.parametrize("name", ["svdiff", "road"])
+def test_a_method_whose_effect_bf16_would_round_away_trains_in_fp32(setup, vit, name):
+    raw = {"method": name, "blocks": 2, "lr": 1e-3, "head_init": "random"}
+    found = []
+    for precision in ("fp32", "bf16"):
+        given = replace(setup, precision=precision)
+        candidate = canonical(raw, vit.facts)
+        outcome = trial.run(given, Job("rung", given.digest(), candidate, stop=1))
+        assert outcome.status == "ok", outcome.reason
+        found.append(scores(given, outcome))
+    assert np.array_equal(*found)
+    assert trial.number_format(given, canonical({"method": "lora"}, vit.facts)) == "bf16"

@@ -156,6 +156,7 @@ class MemControlBits(Method):
     paper: ClassVar[str] = "Dutt et al. 2024, arXiv:2405.19458"
     summary: ClassVar[str] = "Puts another method into the blocks that a mask names."
     rates: ClassVar[Mapping[str, Rate]] = {"adamw": RATE}
+    in_fp32: ClassVar[bool] = True
     exclusive: ClassVar[bool] = True
     wraps: ClassVar[bool] = True
     shared: ClassVar[tuple[str, ...]] = ("inner",)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 from autopeft.candidate import Post, Stratum
@@ -92,7 +93,15 @@ def why_not(strata: Sequence[Stratum]) -> str:
         others = [s for s in strata if s.method != name and _overlap(s, stratum)]
         if LINEAR[name].alone and others:
             return f"{name} multiplies weights that {others[0].method} changes too"
+    # A tensor's rule is found by its name, which must then be one method's.
+    for one, other in combinations(sorted({s.method for s in strata}), 2):
+        if _leaves(one) & _leaves(other):
+            return f"{one} and {other} name their tensors alike"
     return ""
+
+
+def _leaves(method: str) -> set[str]:
+    return {*LINEAR[method].scaled, *LINEAR[method].held}
 
 
 def move_of(name: str, strata: Sequence[Stratum]) -> Move:

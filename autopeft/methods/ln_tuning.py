@@ -30,6 +30,7 @@ class LnTuning(Tuner):
     summary: ClassVar[str] = "Trains weight and bias of the norms of chosen blocks."
     rates: ClassVar[Mapping[str, Rate]] = {"adamw": Rate(5e-3, 5e-4, 5e-2)}
     takes_modules: ClassVar[bool] = False
+    exclusive: ClassVar[bool] = False
     conflicts: ClassVar[tuple[str, ...]] = ("ssf", "difffit", "bitfit", "spafit")
     peft: ClassVar[Peft] = Peft("LNTuningConfig", saved=("ln_tuning_layers",), convs="all")
 

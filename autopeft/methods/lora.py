@@ -44,6 +44,7 @@ class Lora(Tuner):
     family: ClassVar[str] = "low_rank"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     summary: ClassVar[str] = "Adds a low-rank update to the weights of chosen layers."
+    exclusive: ClassVar[bool] = False
     rates: ClassVar[Mapping[str, Rate]] = {
         "adamw": Rate(5e-3, 2e-4, 2e-2),
         "sgd": Rate(5e-2, 1e-2, 2e-1),
@@ -62,6 +63,10 @@ class Lora(Tuner):
     use_rslora: bool = flag()
     use_dora: bool = flag()
     init: str = choice("default", "gaussian", "orthogonal", *_REWRITING)
+
+    def alone(self) -> bool:
+        """DoRA reads the weights' norms; pissa and olora write into the weights."""
+        return self.use_dora or self.init in ("pissa", "olora")
 
     @classmethod
     def complete(cls, raw: Mapping[str, Any]) -> dict[str, Any]:

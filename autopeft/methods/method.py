@@ -144,7 +144,10 @@ class Method:
         mergeable: whether the result folds into a plain timm state dict.
         takes_modules: whether ``modules`` selects modules inside a block.
         placed: whether the method has blocks at all.
-        exclusive: whether it bears no other method on its blocks.
+        exclusive: whether it bears no other method on its blocks (see ``alone`` for options).
+        one_per_layer: whether no second method of this kind can be on one module.
+        in_fp32: whether a low number format would lose part of its effect: a small change of a
+            rounded weight or output is rounded away. Such candidates train in fp32.
         conflicts: names of methods that cannot share a block with it, because both change the same
             numbers; one of the two names the other.
         shared: options that must be equal in all strata of this method in one candidate.
@@ -162,6 +165,8 @@ class Method:
     takes_modules: ClassVar[bool] = False
     placed: ClassVar[bool] = True
     exclusive: ClassVar[bool] = False
+    one_per_layer: ClassVar[bool] = False
+    in_fp32: ClassVar[bool] = False
     conflicts: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[tuple[str, ...]] = ()
     pausable: ClassVar[bool] = True
@@ -186,6 +191,18 @@ class Method:
                 raise UserError(f"unknown option {key!r}", where, nearest(key, known))
         filled = cls.complete(raw)
         return cls(**{k: checked(known[k], v, where) for k, v in filled.items()})
+
+    def alone(self) -> bool:
+        """Whether, with these options, it bears no other method on its blocks."""
+        return self.exclusive
+
+    @classmethod
+    def check_all(cls, strata: Sequence[Stratum]) -> None:
+        """Refuses strata of this method that do not go together.
+
+        Raises:
+            UserError: says why.
+        """
 
     def options(self, facts: Facts) -> dict[str, Any]:
         """All options in canonical form; options without effect on this backbone hold defaults."""

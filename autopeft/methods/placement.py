@@ -126,6 +126,8 @@ def strata_of(parts: Sequence[Part], facts: Facts) -> tuple[Stratum, ...]:
     ]
     for stratum in strata:
         method_named(stratum.method)(**stratum.options).check(facts, stratum)
+    for name in {stratum.method for stratum in strata}:
+        method_named(name).check_all([s for s in strata if s.method == name])
     return tuple(sorted(strata, key=lambda s: (s.blocks, s.method, s.modules)))
 
 
@@ -159,8 +161,14 @@ def _check_overlap(plan: Mapping[tuple[str, str], Mapping[int, set[str]]]) -> No
             method = method_named(name)
             both = set(plan[name, options]) & set(plan[other, other_options])
             if name != other:
-                if both and not _bear(method, method_named(other)):
-                    what = f"{name} and {other} cannot share block {min(both)}"
+                one = method(**json.loads(options))
+                two = method_named(other)(**json.loads(other_options))
+                layers = [
+                    b for b in both if plan[name, options][b] & plan[other, other_options][b]
+                ]
+                wrapped = layers and one.one_per_layer and two.one_per_layer
+                if both and (wrapped or not _bear(one, two)):
+                    what = f"{name} and {other} cannot share block {min(layers or both)}"
                     raise UserError(what, "candidate", "Give them separate blocks.")
                 continue
             for block in sorted(both):
@@ -174,10 +182,10 @@ def _check_overlap(plan: Mapping[tuple[str, str], Mapping[int, set[str]]]) -> No
                 raise UserError(what, "candidate", "These must be equal in all its strata.")
 
 
-def _bear(one: type[Method], other: type[Method]) -> bool:
+def _bear(one: Method, other: Method) -> bool:
     """Whether two methods can share a block."""
     told = other.name in one.conflicts or one.name in other.conflicts
-    return not (told or one.exclusive or other.exclusive)
+    return not (told or one.alone() or other.alone())
 
 
 def _bad(what: str, depth: int) -> UserError:

@@ -101,13 +101,17 @@ class Ssf(Method):
         return total
 
     @classmethod
+    def check_all(cls, strata: Sequence[Stratum]) -> None:
+        """Refuses the embedding in several ranges of blocks: it would be counted in each."""
+        if sum(s.options["with_embed"] for s in strata) > 1:
+            what = "with_embed needs one range of blocks"
+            raise UserError(what, "method ssf", "Give it one range, or leave with_embed out.")
+
+    @classmethod
     def inject(cls, network: Network, strata: Sequence[Stratum], readout: Readout) -> Injection:
         """Adds a scale and a shift to each operation."""
         facts = network.facts
         trainable: dict[str, nn.Parameter] = {}
-        if sum(s.options["with_embed"] for s in strata) > 1:
-            what = "with_embed is given in two strata"
-            raise UserError(what, "method ssf", "Give it in one of them.")
         for stratum in strata:
             ops, paper = stratum.options["ops"], stratum.options["init"] == "paper"
             paths = [_EMBED] if stratum.options["with_embed"] else []

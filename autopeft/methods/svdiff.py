@@ -38,6 +38,7 @@ class SvDiff(Method):
     }
     takes_modules: ClassVar[bool] = True
     exclusive: ClassVar[bool] = True
+    in_fp32: ClassVar[bool] = True
 
     def parameter_count(self, facts: Facts, stratum: Stratum, readout: Readout) -> int:
         """min(fan in, outputs) a module."""

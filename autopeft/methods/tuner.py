@@ -38,6 +38,9 @@ class Peft:
         why_not: the reason for the others.
         tokens: whether inputs must be [B, N, D], which no CNN has.
         needs_bias: whether a layer must have a bias.
+        beside: whether it only changes the base layer's output, so that other methods may act on
+            the layer too.
+        in_fp32: see ``Method``.
     """
 
     config: str
@@ -49,6 +52,8 @@ class Peft:
     why_not: str = LINEAR_ONLY
     tokens: bool = False
     needs_bias: bool = False
+    beside: bool = False
+    in_fp32: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ class Tuner(Method):
     """
 
     peft: ClassVar[Peft]
+    # Most of peft's layers compute from the base weight itself, past what another method hangs
+    # on the base layer; those that only add to the base layer's output say False.
+    exclusive: ClassVar[bool] = True
+    one_per_layer: ClassVar[bool] = True
     takes_modules: ClassVar[bool] = True
     wraps: ClassVar[bool] = True
 
@@ -131,6 +140,13 @@ class Tuner(Method):
                     size = f"{name} of block {block} has {inputs} inputs and {outputs} outputs"
                     raise UserError(f"{reason}; {size}", f"method {self.name}")
 
+    @classmethod
+    def check_all(cls, strata: Sequence[Stratum]) -> None:
+        """Refuses several ranges where all layers share one vector."""
+        if len(strata) > 1 and cls(**strata[0].options).once():
+            what = "all its layers share one vector, so its blocks must be one range"
+            raise UserError(what, f"method {cls.name}", "Give it one range of blocks.")
+
     def _can(self, facts: Facts, name: str, block: int) -> bool:
         kernel = _kernel(facts, name, block)
         if self.peft.needs_bias and not facts.module_biases[name][block]:
@@ -175,9 +191,6 @@ class Tuner(Method):
         """
         import peft
 
-        if len(strata) > 1 and cls(**strata[0].options).once():
-            what = "all its layers share one vector, so its blocks must be one range"
-            raise UserError(what, f"method {cls.name}", "Give it one range of blocks.")
         facts = network.facts
         own = facts.is_own_readout(readout.block, readout.pool)
         with quiet():

@@ -142,6 +142,8 @@ def method_of(row: Row) -> type[Tuner]:
         "summary": row.summary,
         "rates": {"adamw": GROUPS[row.family]},
         "peft": row.peft,
+        "exclusive": not row.peft.beside,
+        "in_fp32": row.peft.in_fp32,
         "shared": tuple(k for k in row.options if k not in row.peft.patterns),
         "numbers": row.numbers,
         "__doc__": f"{row.summary}\n\n{row.formula}\n\n{row.paper}.",

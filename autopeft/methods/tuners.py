@@ -39,8 +39,8 @@ ROWS: tuple[Row, ...] = (
         lambda o, i, n, k: o.subspace_rank * (parts(o, n) * min(o.r, n, i + 1) + n),
         {
             "r": integer(100, 2, 512),
-            "num_subspaces": integer(5, 1, 16),
-            "subspace_rank": integer(1, 1, 8),
+            "num_subspaces": integer(5, 1, 8),
+            "subspace_rank": integer(1, 1, 4),
         },
     ),
     Row(
@@ -122,7 +122,7 @@ ROWS: tuple[Row, ...] = (
         Peft("FrodConfig", values={**VERA, "progressbar": False}),
         lambda o, i, n, k: i + min(int(i * i * o.sparse_rate), i * (i - 1)),
         {
-            "sparse_rate": number(0.01, 0.0, 0.2),
+            "sparse_rate": number(0.01, 0.0005, 0.2),
             "regularization_alpha": number(0.001, 1e-6, 1.0),
         },
     ),
@@ -158,7 +158,7 @@ ROWS: tuple[Row, ...] = (
         "Huang et al. 2025, ICLR (openreview TwJrTz9cRS)",
         "Multiplies a weight by one plus a low-rank matrix, entry by entry.",
         "W' = W * (1 + B A).",
-        Peft("HiraConfig", convs="all"),  # it has a rank_pattern, but peft 0.21 ignores it
+        Peft("HiraConfig", convs="all", in_fp32=True),  # peft 0.21 ignores its rank_pattern
         low_rank,
         {"r": integer(8, 1, 256)},
     ),
@@ -179,7 +179,7 @@ ROWS: tuple[Row, ...] = (
         "Liu et al. 2022, arXiv:2205.05638",
         "Scales the outputs of chosen layers.",
         "y = l * (W x + b). The paper also scales the input of the second MLP layer.",
-        Peft("IA3Config", values={"feedforward_modules": []}, convs="all"),
+        Peft("IA3Config", {"feedforward_modules": []}, convs="all", beside=True),
         lambda o, i, n, k: n,
         {},
     ),
@@ -253,7 +253,7 @@ ROWS: tuple[Row, ...] = (
         "A small network computes the update from the weight itself.",
         "W' = W + B f(A W), f = relu, with depth hidden layers r x r.",
         Peft("PeanutConfig"),
-        lambda o, i, n, k: 2 * o.r * n + o.depth * o.r * o.r,
+        lambda o, i, n, k: 2 * o.r * n + 2 * o.depth * o.r * o.r,
         {"r": integer(8, 1, 128), "depth": integer(0, 0, 8)},
         wrong=lambda o: f"depth = {o.depth} must be even" if o.depth % 2 else None,
     ),
@@ -274,7 +274,7 @@ ROWS: tuple[Row, ...] = (
         "2025, arXiv:2512.07703",
         "VeRA with noise while training.",
         "As vera, d drawn from a trained normal distribution while training, its mean after.",
-        Peft("PveraConfig", values={**VERA, "sample_at_inference": False}),
+        Peft("PveraConfig", {**VERA, "sample_at_inference": False}, in_fp32=True),
         lambda o, i, n, k: 2 * o.r + n,
         {"r": integer(256, 1, 2048), "d_initial": number(0.1, 1e-7, 1.0)},
     ),
@@ -294,7 +294,7 @@ ROWS: tuple[Row, ...] = (
         "Liao and Monz 2024, arXiv:2409.00119",
         "Rotates and scales pairs of outputs.",
         "y = R(theta, alpha) (W x + b), 2 x 2 rotations; road_2 and road_4 have more angles.",
-        Peft("RoadConfig"),
+        Peft("RoadConfig", in_fp32=True),
         lambda o, i, n, k: n * int(o.variant[-1]),
         {"variant": choice("road_1", "road_2", "road_4"), "group_size": integer(32, 2, 1024)},
         wrong=lambda o: f"group_size = {o.group_size} must be even" if o.group_size % 2 else None,
@@ -377,7 +377,7 @@ ROWS: tuple[Row, ...] = (
         "Scales two random matrices, shared by all layers, by two vectors a layer.",
         "W' = W + diag(b) B diag(d) A, A and B drawn from a key, as large as the largest layer: "
         "which layers are chosen decides what is drawn.",
-        Peft("VeraConfig", values=VERA),
+        Peft("VeraConfig", values=VERA, in_fp32=True),
         lambda o, i, n, k: o.r + n,
         {"r": integer(256, 1, 2048), "d_initial": number(0.1, 1e-7, 1.0)},
     ),

@@ -74,12 +74,17 @@ def portable_patch(
     return rebuilt(model, tensors, note, candidate=candidate, network=target)
 
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
 def _moved(model: Model, target: Network) -> State:
     """The adapter's tensors for the new backbone."""
     adapted, outputs = model.adapted, len(model.classes)
     before = build(model.base, model.candidate, outputs, 0, 0, adapted.fixed)
     after = build(target, model.candidate, outputs, 0, 0, adapted.fixed)
     tensors = dict(adapted.tensors())
+    # BatchNorm's statistics are saved with the adapter but are the backbone's: the new one's stay.
+    tensors |= {n: t for n, t in after.fixed.items() if n.rpartition(".")[2] in _STATISTICS}
     for name in trained_names(adapted):
         if move_of(name, model.candidate.strata) == "first":
             old, new = before.trainable[name].detach(), after.trainable[name].detach()

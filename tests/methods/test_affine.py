@@ -13,8 +13,9 @@ from autopeft.methods.affine import scaled
 from autopeft.methods.conformance import check_method
 from autopeft.methods.merge import merged_state
 from autopeft.methods.registry import METHODS
-from tests.methods.precise import check_bf16, moved, pixels
-from tests.methods.vit_by_hand import block
+
+from .precise import check_bf16, moved, pixels
+from .vit_by_hand import block
 
 BOTH = [
     {"method": "ssf"},

@@ -158,6 +158,49 @@ def test_two_methods_on_the_same_blocks_conform_or_are_refused(networks, pair):
         check_method(raw, networks["test_vit"], identity="vpt_deep" not in pair)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("other", ["ssf", "gps", "lora_qv"])
+def test_what_hangs_on_a_layer_is_heard_by_every_other_method_or_refused(networks, name, other):
+    if name == other:
+        pytest.skip("one method")
+    raw = {"strata": [{"method": m, "blocks": [4, 5]} for m in (name, other)]}
+    noise = 0.1 if name in LOUDER else 0.01
+    with contextlib.suppress(UserError):
+        check_method(raw, networks["test_vit"], identity=name not in NOT_EXACT, noise=noise)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("ssf", "shira"),
+        ("gps", "hra"),
+        ("lora", "hira"),
+        ("lora_qv", "frod"),
+        ("bitfit", "svdiff"),
+    ],
+)
+def test_what_would_be_passed_by_is_refused_when_the_candidate_is_made(networks, pair):
+    raw = {"strata": [{"method": name, "blocks": [4, 5]} for name in pair]}
+    with pytest.raises(UserError, match="cannot share block 4"):
+        canonical(raw, networks["test_vit"].facts)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"init": "pissa"}])
+def test_lora_that_reads_the_weight_stays_alone(networks, options):
+    lora = {"method": "lora", "blocks": [4, 5], **options}
+    raw = {"strata": [lora, {"method": "ssf", "blocks": [5, 5]}]}
+    with pytest.raises(UserError, match="cannot share block 5"):
+        canonical(raw, networks["test_vit"].facts)
+
+
+@pytest.mark.parametrize(
+    "raw", [{"method": "peanut", "depth": 8}, {"method": "peanut", "depth": 2, "r": 4}]
+)
+def test_hidden_layers_are_counted(networks, raw):
+    check_method({**raw, "blocks": 1}, networks["test_vit"], noise=0.1)
+
+
 @pytest.mark.parametrize(
     "pair",
     [("ssf", "ln_tuning"), ("difffit", "bitfit"), ("difffit", "gps"), ("bitfit", "spafit")],

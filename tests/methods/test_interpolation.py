@@ -152,3 +152,12 @@ def test_a_space_may_ask_for_it_where_it_is_possible(networks):
 def test_wrong_steps_are_refused(networks, post, message):
     with pytest.raises(UserError, match=message):
         canonical({"method": "lora", "post": post}, networks["test_vit"].facts)
+
+
+def test_methods_that_name_their_tensors_alike_are_not_interpolated_together(networks):
+    raw = {
+        "strata": [{"method": "lora", "blocks": [0, 1]}, {"method": "adalora", "blocks": [2, 5]}]
+    }
+    post = {"post": {"method": "wise_ft", "alpha": 0.5}}
+    with pytest.raises(UserError, match="name their tensors alike"):
+        canonical({**raw, **post}, networks["test_vit"].facts)

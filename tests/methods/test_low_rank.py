@@ -16,7 +16,8 @@ from autopeft.methods.lora_qv import as_lora
 from autopeft.methods.lora_variants import penalty_of
 from autopeft.methods.low_rank import AddLowRank
 from autopeft.methods.merge import merged_state
-from tests.methods.precise import check_bf16, moved, pixels
+
+from .precise import check_bf16, moved, pixels
 
 BOTH = [
     {"method": "lora_b_only", "blocks": 2},

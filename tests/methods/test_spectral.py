@@ -13,7 +13,8 @@ from autopeft.methods import build, canonical, singular
 from autopeft.methods.conformance import check_method
 from autopeft.methods.merge import merged_state
 from autopeft.methods.singular import decompose, svd_of
-from tests.methods.precise import check_bf16, moved, pixels
+
+from .precise import check_bf16, moved, pixels
 
 BOTH = [
     {"method": "svdiff"},
