@@ -60,7 +60,8 @@ class Plan:
         train: the candidate's training fields.
         epochs: length of the whole schedule.
         batch_size: images a step.
-        micro_batch: images a forward pass; 0 = batch_size. Changes memory, never the loss.
+        micro_batch: images a forward pass; 0 = batch_size. Changes memory, not the loss (but the
+            masks of dropout and drop path).
         views: see ``augment.choose_view``.
         seed: the settings' seed.
         repeat: repeat of the training.
