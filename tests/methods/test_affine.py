@@ -265,7 +265,7 @@ def test_refuses_the_embedding_in_two_strata(vit):
         {"method": "ssf", "with_embed": True, "blocks": [0, 1], "ops": "norm"},
         {"method": "ssf", "with_embed": True, "blocks": [2, 3]},
     ]
-    with pytest.raises(UserError, match="two strata"):
+    with pytest.raises(UserError, match="one range of blocks"):
         of({"strata": strata}, vit)
 
 
