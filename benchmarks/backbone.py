@@ -31,7 +31,7 @@ NAME = "autopeft_vit_nano"
 TEACHER = "vit_small_patch14_dinov2"
 PROBED = ("NIH pneumonia", "NIH sex", "NIH-64 abnormal", "bacterial vs viral")
 JUDGED = ("NIH sex", "NIH pneumonia")
-# What issue B asks of class token + mean of patches.
+# What class token + mean of patches should reach.
 TARGETS = {"NIH pneumonia": 0.90, "NIH sex": 0.88, "NIH-64 abnormal": 0.60}
 
 
