@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from autopeft import load_adapter, posthoc
-from autopeft.adapter import merge
+from autopeft.adapter import Model, merge
+from autopeft.backbones.describe import random_backbone
 from autopeft.errors import UserError
+from autopeft.methods import build, canonical
 
 LORA = {"method": "lora", "blocks": [2, 5], "r": 4}
 MIXED = {"strata": [{"method": "lora", "blocks": [2, 4]}, {"method": "bitfit", "blocks": [4, 5]}]}
@@ -73,3 +75,23 @@ def test_refusals(trained, resnet, other_vit):
     ):
         with pytest.raises(UserError, match=reason):
             posthoc.portable_patch(trained(raw), other_vit)
+
+
+@pytest.mark.parametrize("method", ["ln_tuning", "bitfit"])
+def test_the_new_backbone_keeps_its_own_batchnorm_statistics(method):
+    old, new = (random_backbone("test_resnet", 64, seed) for seed in (0, 1))
+    with torch.no_grad():
+        for name, buffer in new.model.named_buffers():
+            if "running_mean" in name:
+                buffer.add_(0.7)
+    adapted = build(old, canonical({"method": method}, old.facts), 2, 0, 0)
+    keys = ("name", "image_size", "mean", "std", "interpolation", "sha256")
+    info = {
+        "classes": ["a", "b"], "kind": "multiclass", "thresholds": [], "weights": None,
+        "backbone": {k: getattr(old.facts, k) for k in keys},
+    }  # fmt: skip
+    found = posthoc.portable_patch(Model(adapted, info, torch.device("cpu"), old), new)
+    plain = build(new, canonical({"method": "linear_probe"}, new.facts), 2, 0, 0)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():  # untrained: nothing may change
+        torch.testing.assert_close(found.adapted.pooled(x), plain.pooled(x))
