@@ -510,3 +510,5 @@ def test_adalora_with_hardly_any_steps(total):
     for step in range(total):
         adapted.logits(torch.randn(2, 3, 32, 32)).sum().backward()
         adapted.after_step(step, total)
+    assert all(p.isfinite().all() for p in adapted.trainable.values())
+    assert adapted.logits(torch.randn(2, 3, 32, 32)).isfinite().all()
