@@ -177,6 +177,7 @@ def test_what_hangs_on_a_layer_is_heard_by_every_other_method_or_refused(network
         ("gps", "hra"),
         ("lora", "hira"),
         ("lora_qv", "frod"),
+        ("ssf", "adalora"),
         ("bitfit", "svdiff"),
     ],
 )
