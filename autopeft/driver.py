@@ -37,6 +37,7 @@ from autopeft.prepare import (
 from autopeft.progress import Bar, Screen
 from autopeft.result import Result
 from autopeft.runners import open_runner
+from autopeft.runners.early import Early
 from autopeft.sampler import Proposer
 from autopeft.schedule import epoch_ladder
 from autopeft.selection import (
@@ -84,11 +85,12 @@ def run(settings: Settings) -> Result:
         return done
     _refuse_foreign(settings)
     try:
-        ready = prepare(settings, screen)
-        with lock(settings.run_dir / ".lock"):
-            # Another driver may have finished the run while this one was preparing.
-            done = finished(settings)
-            return _drive(settings, ready, screen, began) if done is None else done
+        with closing(Early(settings)) as early:
+            ready = prepare(settings, screen, early.begin)
+            with lock(settings.run_dir / ".lock"):
+                # Another driver may have finished the run while this one was preparing.
+                done = finished(settings)
+                return _drive(settings, ready, screen, began, early) if done is None else done
     except OSError as error:
         raise _plain(error, settings) from error
 
@@ -107,7 +109,7 @@ def _plain(error: OSError, settings: Settings) -> Exception:
 # ---- the run ------------------------------------------------------------------------------------
 
 
-def _drive(settings: Settings, ready: Ready, screen: Screen, began: float) -> Result:
+def _drive(settings: Settings, ready: Ready, screen: Screen, began: float, early: Early) -> Result:
     """Baselines, search, confirmation, the one look at test, the answer."""
     folder = settings.run_dir
     settings.save(folder / "settings.yaml")
@@ -118,7 +120,7 @@ def _drive(settings: Settings, ready: Ready, screen: Screen, began: float) -> Re
     with (
         Clock(folder, began) as clock,
         Interrupts(screen.say) as interrupts,
-        closing(open_runner(settings, setup)) as runner,
+        closing(open_runner(settings, setup, early=early)) as runner,
     ):
         audience = make_audience(settings, ready, setup.digest())
         value = _rung_value(ready.objective, audience)

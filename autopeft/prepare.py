@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from autopeft.objective import Objective, load_objective
 from autopeft.plugins import Plugin
 from autopeft.progress import Screen
 from autopeft.result import Result, load_result
-from autopeft.runners import check_address
+from autopeft.runners import check_address, worker_threads
 from autopeft.schedule import epoch_ladder
 from autopeft.settings import Settings
 from autopeft.space import Space, load_space
@@ -106,8 +106,16 @@ def _check_unchanged(settings: Settings, folder: Path, word: str) -> tuple[Plugi
     return files
 
 
-def prepare(settings: Settings, screen: Screen) -> Ready:
-    """Loads and checks task, objective, space, backbone and images; writes only to the cache."""
+def prepare(
+    settings: Settings, screen: Screen, begin: Callable[[], None] = lambda: None
+) -> Ready:
+    """Loads and checks task, objective, space, backbone and images; writes only to the cache.
+
+    Args:
+        settings: of the run.
+        screen: for bars and warnings.
+        begin: called when what is quickly found wrong is not wrong, and slow things follow.
+    """
     from autopeft.backbones.weights import load_backbone
     from autopeft.methods import METHODS, canonical
     from autopeft.training.allocator import keep_memory
@@ -125,6 +133,7 @@ def prepare(settings: Settings, screen: Screen) -> Ready:
     # The synthetic task writes its images, so the backbone is tried first; a real table may be
     # wrong in many ways, and finding out must not wait for a download.
     task = None if settings.dataset == "phantom" else load_task(settings, cache)
+    begin()
     network = load_backbone(
         settings.backbone, settings.weights, settings.image_size, settings.offline
     )
@@ -221,9 +230,7 @@ def _machine(settings: Settings, ready: Ready) -> dict[str, Any]:
     """Threads, device, number format and micro-batch of a worker on this machine."""
     from autopeft.training.precision import decide, find_device
 
-    cores = os.cpu_count() or 1
-    workers = settings.workers or (max(1, cores // 2) if settings.runner == "ray" else 1)
-    threads = settings.cpus_per_worker or max(1, cores // workers)
+    workers, threads = worker_threads(settings)
     serial = settings.runner == "serial"
     device = find_device() if serial or settings.gpus_per_worker > 0 else "cpu"
     precision = decide(settings.precision, threads, device)

@@ -87,17 +87,19 @@ def rates(method: str) -> tuple[float, ...]:
     return tuple(float(f"{prior * factor:.3g}") for factor in FACTORS)
 
 
-def planned(done: Mapping[str, Mapping[str, str]], screening: bool) -> Iterator[Run]:
+def planned(
+    done: Mapping[str, Mapping[str, str]], volumes: Sequence[float], screening: bool
+) -> Iterator[Run]:
     """What is to be trained, core methods first; seeds once all rates of a method are known."""
-    for volume in VOLUMES:
+    for volume in volumes:
         for method in CORE:
             yield from (Run(method, volume, rate, 0) for rate in rates(method))
-    for volume in VOLUMES:
+    for volume in volumes:
         for method in CORE:
             best = best_rate(done, method, volume)
             if best is not None:
                 yield from (Run(method, volume, best, seed) for seed in SEEDS)
-    for volume in VOLUMES if screening else ():
+    for volume in volumes if screening else ():
         for method in METHODS:
             if method not in CORE and method in BUILT_IN:
                 yield Run(method, volume, rates(method)[1], 0)
@@ -137,7 +139,7 @@ def open_data(args: argparse.Namespace) -> tuple[Setup, Any, int]:
         kind=task.kind, classes=task.classes, backbone=args.backbone, weights=args.weights,
         weights_sha256=network.facts.sha256, image_size=args.image_size, fit="pad",
         images=str(store.folder.resolve()), cache=str(cache.resolve()),
-        run_dir=str((args.out / "run").resolve()),
+        run_dir=str((args.out / f"run-{args.volume or 0:g}").resolve()),
         rows={"train": task.rows("train"), "search": scored}, epochs=1, batch_size=32, views=4,
         precision="bf16", threads=args.threads, seed=0, offline=True, cache_bytes=10**10,
     )  # fmt: skip
@@ -174,9 +176,10 @@ def train(args: argparse.Namespace) -> None:
     setups = {volume: part_of(whole, volume) for volume in VOLUMES}
     label, patient = np.asarray(whole.rows["search"].label), whole.rows["search"].patient
     np.savez(args.out / "held.npz", label=label[search:], patient=patient[search:].astype(str))
+    volumes = [args.volume] if args.volume else list(VOLUMES)
     while True:
         done = read(args.out)
-        due = next((r for r in planned(done, args.screening) if r.key not in done), None)
+        due = next((r for r in planned(done, volumes, args.screening) if r.key not in done), None)
         if due is None:
             return
         row = one(due, setups[due.volume], facts, search, args.out)
@@ -365,6 +368,12 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--volume",
+        type=float,
+        choices=tuple(VOLUMES),
+        help="only this one: two processes may share one FOLDER",
+    )
     parser.add_argument("--screening", action="store_true", help="all other methods too, once")
     args = parser.parse_args()
     if args.what == "report":

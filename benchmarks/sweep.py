@@ -92,6 +92,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     from autopeft.prepare import make_audience, make_setup, prepare
     from autopeft.progress import Screen
     from autopeft.runners import open_runner
+    from autopeft.runners.early import Early
     from autopeft.sampler import Proposal, Proposer
     from autopeft.schedule import Ladder, epoch_ladder
     from autopeft.selection import choose_readout
@@ -102,7 +103,8 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     epochs = PRUNED_EPOCHS if args.pruned else EPOCHS
     values = settings_file.complete(options(args, epochs))
     settings = settings_file.from_mapping(values, "sweep")
-    ready = prepare(settings, Screen(True))
+    early = Early(settings)
+    ready = prepare(settings, Screen(True), early.begin)
     parts["decode"] = ready.decode_seconds
     parts["open"] = time.time() - BORN - sum(parts.values())
     setup, facts = make_setup(settings, ready), ready.network.facts
@@ -142,8 +144,8 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         spent["prefix"] += prefix
         return value, found
 
-    with closing(open_runner(settings, setup)) as runner:
-        parts["start Ray"] = time.time() - BORN - sum(parts.values())
+    with closing(early), closing(open_runner(settings, setup, early=early)) as runner:
+        parts["wait for Ray"] = time.time() - BORN - sum(parts.values())
         if args.pruned:  # as in a search: the probe at its best readout comes first
             bench = Bench(audience, study, runner, lambda o: None, lambda: None, BATCH)
             readout = choose_readout(bench, facts, lambda done, total: None)

@@ -136,3 +136,18 @@ def test_a_started_run_misses_its_file(tmp_path, started):
     (tmp_path / "gate.py").unlink()
     with pytest.raises(UserError, match=r"space\.yaml, methods_from: .*gate\.py.*cannot be read"):
         finished(started)
+
+
+def test_slow_things_begin_once_the_task_is_there(tmp_path, asked, monkeypatch):
+    """A table that is wrong must not wait for a cluster; a backbone's import is not waited for."""
+    begun = []
+    with pytest.raises(UserError, match="a table has no option"):
+        prepare(asked(dataset=str(tmp_path / "labels.csv")), Screen(True), lambda: begun.append(1))
+    assert not begun
+
+    def load(*args):
+        raise UserError(f"begun {len(begun)}", "here", "Stop.")
+
+    monkeypatch.setattr("autopeft.backbones.weights.load_backbone", load)
+    with pytest.raises(UserError, match="begun 1"):
+        prepare(asked(), Screen(True), lambda: begun.append(1))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from autopeft.errors import RunError, UserError
 from autopeft.files import disk_trouble
 from autopeft.job import Job, Outcome, Setup
+
+if TYPE_CHECKING:
+    from autopeft.runners.early import Early
 
 Function = Callable[[Setup, Job], Outcome]
 
@@ -50,6 +54,10 @@ class Resources(Protocol):
         """Number of workers; 0 = as many as fit."""
 
     @property
+    def cpus_per_worker(self) -> int:
+        """CPU cores of a worker; 0 = decided here."""
+
+    @property
     def gpus_per_worker(self) -> float:
         """GPU share of a worker; 0 = decided here."""
 
@@ -74,7 +82,19 @@ def check_address(settings: Resources) -> None:
         check(settings.address)
 
 
-def open_runner(settings: Resources, setup: Setup, function: str = "autopeft.trial:run") -> Runner:
+def worker_threads(settings: Resources) -> tuple[int, int]:
+    """Workers on this machine and the CPU cores of each, as the settings or the machine say."""
+    cores = os.cpu_count() or 1
+    workers = settings.workers or (max(1, cores // 2) if settings.runner == "ray" else 1)
+    return workers, settings.cpus_per_worker or max(1, cores // workers)
+
+
+def open_runner(
+    settings: Resources,
+    setup: Setup,
+    function: str = "autopeft.trial:run",
+    early: Early | None = None,
+) -> Runner:
     """Starts the runner that the settings ask for.
 
     Args:
@@ -82,11 +102,12 @@ def open_runner(settings: Resources, setup: Setup, function: str = "autopeft.tri
         setup: sent to every worker once; its ``threads`` are a worker's CPU cores.
         function: dotted name of what does the work, ``module:function(setup, job) -> Outcome``.
             Names cross processes, loaded objects do not.
+        early: a cluster that may be coming up already.
     """
     if settings.runner == "ray":
         from autopeft.runners.ray import RayRunner
 
-        return RayRunner(settings, setup, function)
+        return RayRunner(settings, setup, function, early)
     from autopeft.runners.serial import SerialRunner
 
     return SerialRunner(setup, function)

@@ -31,13 +31,24 @@ _ASK = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.arg
 _FIND = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
-def start(workers: int, cpus: int, quiet: bool) -> None:
-    """A cluster on this machine, with its dashboard on the loopback interface.
+def cores(workers: int, cpus: int) -> int:
+    """CPU cores that a cluster on this machine says it has, so that its workers fit.
 
     Args:
         workers: as many will fit, whatever the machine has; 0 = as many as it has cores for.
         cpus: of one worker.
-        quiet: no word on stderr.
+    """
+    return max(max(1, workers) * cpus, len(os.sched_getaffinity(0)))
+
+
+def start(count: int) -> str:
+    """A cluster on this machine, with its dashboard on the loopback interface.
+
+    Args:
+        count: of CPU cores, see ``cores``.
+
+    Returns:
+        Address of the dashboard, empty where there is none.
 
     Raises:
         RunError: Ray does not start.
@@ -47,7 +58,7 @@ def start(workers: int, cpus: int, quiet: bool) -> None:
     try:
         context = ray.init(
             address="local",
-            num_cpus=max(max(1, workers) * cpus, len(os.sched_getaffinity(0))),
+            num_cpus=count,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             object_store_memory=_STORE_BYTES,
@@ -58,15 +69,28 @@ def start(workers: int, cpus: int, quiet: bool) -> None:
     except Exception as error:  # Ray raises plain exceptions, e.g. on a machine that is too busy
         ray.shutdown()
         raise RunError(f"Ray did not start: {last_line(error)}") from error
-    _joined(context, quiet)
+    return _joined(context)
 
 
-def connect(address: str, quiet: bool) -> None:
+def share(asked: float, workers: int) -> float:
+    """GPUs of a worker: as asked, or all of one, or what many workers leave each other.
+
+    Args:
+        asked: by the settings; 0 = decided here.
+        workers: how many are wanted; 0 = as many as fit.
+    """
+    gpus = float(ray.cluster_resources().get("GPU", 0))
+    return asked or (min(1.0, gpus / (workers or 1)) if gpus else 0.0)
+
+
+def connect(address: str) -> str:
     """Joins an existing cluster as its driver. Authentication stays as the user has set it.
 
     Args:
         address: ``auto``, or host:port of the head.
-        quiet: no word on stderr.
+
+    Returns:
+        Address of the dashboard, empty where there is none.
 
     Raises:
         UserError: there is no such cluster, or it does not let us in.
@@ -77,7 +101,7 @@ def connect(address: str, quiet: bool) -> None:
     except Exception as error:
         ray.shutdown()
         raise _refused(address, last_line(error)) from None
-    _joined(context, quiet)
+    return _joined(context)
 
 
 def check(address: str) -> None:
@@ -139,17 +163,13 @@ def _refused(address: str, said: str) -> UserError:
     )
 
 
-def _joined(context: Any, quiet: bool) -> None:
+def _joined(context: Any) -> str:
     # Ray prints what happens to nodes on stdout, where results go, whatever `log_to_driver` says.
     # The switch is private to Ray; without it the lines come, and nothing else changes.
     printer = sys.modules.get("ray._private.worker")
     if hasattr(printer, "_worker_logs_enabled"):
         printer._worker_logs_enabled = False  # type: ignore[union-attr]
-    if not quiet and context.dashboard_url:
-        print(
-            f"Ray dashboard: http://{context.dashboard_url}  (token: run `ray get-auth-token`)",
-            file=sys.stderr,
-        )
+    return context.dashboard_url or ""
 
 
 def capacity(nodes: Iterable[Mapping[str, Any]], cpus: int, gpus: float) -> int:
@@ -171,6 +191,11 @@ def capacity(nodes: Iterable[Mapping[str, Any]], cpus: int, gpus: float) -> int:
             fits = min(fits, int(shares))
         count += fits
     return count
+
+
+def room(cpus: int, gpus: float) -> int:
+    """How many workers the cluster can hold now, see ``capacity``."""
+    return capacity(ray.nodes(), cpus, gpus)
 
 
 def last_line(error: Exception) -> str:

@@ -24,9 +24,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # iso
 from autopeft.errors import RunError, UserError
 from autopeft.job import Job, Outcome, Setup
 from autopeft.runners import Resources
+from autopeft.runners.early import Early
 from autopeft.runners.transport import FileServer, state_files, unpack
-from autopeft.runners.worker import Answer, Home, Place, Worker
-from autopeft.version import __version__
+from autopeft.runners.worker import Answer, Home, Place, hire
 
 _START_SECONDS = 300.0  # a worker imports torch and, on a cold disk, that can take a minute
 _PATIENCE_SECONDS = 30.0  # before it is said that workers have not started
@@ -78,31 +78,37 @@ class RayRunner:
         settings: ``workers``, ``gpus_per_worker``, ``address``, ``quiet``.
         setup: sent to the cluster once; ``threads`` are the CPU cores of an actor.
         function: dotted name of what does the work.
+        early: a cluster that may be coming up already.
 
     Raises:
         UserError: no cluster answers at the address.
         RunError: the workers cannot start.
     """
 
-    def __init__(self, settings: Resources, setup: Setup, function: str) -> None:
+    def __init__(
+        self, settings: Resources, setup: Setup, function: str, early: Early | None = None
+    ) -> None:
         self._cpus, self._wanted = max(1, setup.threads), settings.workers
         self._quiet, self._run_dir = settings.quiet, setup.run_dir
+        self._said: set[str] = set()
+        begun = early is not None and early.ready(self._cpus)
         self._ours = not ray.is_initialized()
-        self._local = self._ours and not settings.address
-        if self._local:
-            cluster.start(settings.workers, self._cpus, settings.quiet)
+        self._local = begun or (self._ours and not settings.address)
+        dashboard = early.dashboard if early is not None and begun else ""
+        if self._local and not begun:
+            dashboard = cluster.start(cluster.cores(settings.workers, self._cpus))
         elif self._ours:
-            cluster.connect(settings.address, settings.quiet)
-        self._gpus = self._share(settings.gpus_per_worker)
-        self._actor = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0)(Worker)
+            dashboard = cluster.connect(settings.address)
+        if dashboard:
+            self._say(f"Ray dashboard: http://{dashboard}  (token: run `ray get-auth-token`)")
+        self._gpus = cluster.share(settings.gpus_per_worker, self._wanted)
         self._node = ray.get_runtime_context().get_node_id()
         self._server = None if self._local else self._serve(setup)
-        home = Home(self._node, __version__, self._server)
-        self._arguments = (ray.put(setup), function, home, self._gpus)
+        self._function, self._hired = function, early.actors if early is not None and begun else {}
+        self._begin = (ray.put(setup), Home(self._node, self._server), self._gpus)
         self._slots: dict[int, Slot] = {}
         self._uses: dict[int, int] = {}  # how many workers a slot has had
         self._rest: dict[int, tuple[int, float]] = {}  # failed starts in a row, not before
-        self._said: set[str] = set()
         self._submitted = 0
         self._looked, self._target = -math.inf, 0
         self._gauges: dict[str, Any] = {}
@@ -203,7 +209,7 @@ class RayRunner:
 
     def _first_start(self) -> None:
         """Waits for the first worker; one that cannot start now ends the run."""
-        if self._local and not cluster.capacity(ray.nodes(), self._cpus, self._gpus):
+        if self._local and not cluster.room(self._cpus, self._gpus):
             free = self._free()
             self.close()
             raise RunError(f"a worker needs {self._needs()}; {free}")
@@ -271,23 +277,18 @@ class RayRunner:
             self._start(number)
 
     def _start(self, number: int) -> None:
-        """An actor named by its slot; a replacement also by a count: Ray frees names late."""
         self._uses[number] = self._uses.get(number, 0) + 1
-        again = f"-{self._uses[number]}" if self._uses[number] > 1 else ""
-        named = self._actor.options(name=f"autopeft-slot-{number}{again}")
-        actor = named.remote(number, *self._arguments)
-        self._slots[number] = Slot(number, actor, actor.ready.remote(), time.monotonic())
+        actor = self._hired.pop(number, None) or hire(
+            number, self._function, self._cpus, self._gpus, self._uses[number]
+        )
+        starting = actor.begin.remote(*self._begin)
+        self._slots[number] = Slot(number, actor, starting, time.monotonic())
 
     def _drop(self, slot: Slot) -> None:
         del self._slots[slot.number]
         ray.kill(slot.actor)
 
     # ---- what workers need ---------------------------------------------------------------------
-
-    def _share(self, asked: float) -> float:
-        """GPUs of a worker: as asked, or all of one, or what many workers leave each other."""
-        gpus = float(ray.cluster_resources().get("GPU", 0))
-        return asked or (min(1.0, gpus / (self._wanted or 1)) if gpus else 0.0)
 
     def _serve(self, setup: Setup) -> Any:
         """The actor on this node that other nodes ask for images and weights."""

@@ -26,12 +26,10 @@ class Home:
 
     Attributes:
         node: id of the Ray node whose disk holds the run.
-        version: of autopeft.
         files: actor that serves the setup's files to other nodes; None = there are no others.
     """
 
     node: str
-    version: str
     files: Any = None
 
 
@@ -67,32 +65,51 @@ class Answer:
     parcel: Parcel | None
 
 
+def hire(slot: int, function: str, cpus: int, gpus: float, again: int = 1) -> Any:
+    """An actor named by its slot; a replacement also by a count: Ray frees names late."""
+    name = f"autopeft-slot-{slot}" + (f"-{again}" if again > 1 else "")
+    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Worker)
+    return actor.options(name=name).remote(slot, function, __version__)
+
+
 class Worker:
     """One slot. Its function keeps what is resident in its own module.
 
     Args:
         slot: its number, for people.
-        setup: as the driver made it; on another node its places are replaced.
         function: dotted name of what does the work.
-        home: the driver's node.
-        gpus: share of a GPU. Ray only counts shares; here the share of its memory becomes a
-            limit of this process (never run on a GPU so far).
+        version: of autopeft, where the driver runs.
 
     Raises:
         RunError: another version of autopeft is installed here than at the driver.
     """
 
-    def __init__(self, slot: int, setup: Setup, function: str, home: Home, gpus: float) -> None:
-        node = ray.get_runtime_context().get_node_id()
-        host = os.uname().nodename
+    def __init__(self, slot: int, function: str, version: str) -> None:
+        self._host = os.uname().nodename
         self._name = f"autopeft-slot-{slot}"
-        self._place = Place(node, host, os.getpid(), node != home.node)
-        if home.version != __version__:
+        if version != __version__:
             raise RunError(
-                f"node {host} has autopeft {__version__}, the driver {home.version}; "
+                f"node {self._host} has autopeft {__version__}, the driver {version}; "
                 "install the same version on every node"
             )
-        self._function, self._setup = resolve(function), setup
+        self._function = resolve(function)
+        self._meters = Meters(str(slot))
+
+    def __repr__(self) -> str:
+        return f"{self._name}@{self._host}"  # what the dashboard shows
+
+    def begin(self, setup: Setup, home: Home, gpus: float) -> Place:
+        """Takes the setup; answers once everything is imported and copied.
+
+        Args:
+            setup: as the driver made it; on another node its places are replaced.
+            home: the driver's node.
+            gpus: share of a GPU. Ray only counts shares; here the share of its memory becomes a
+                limit of this process (never run on a GPU so far).
+        """
+        node = ray.get_runtime_context().get_node_id()
+        self._place = Place(node, self._host, os.getpid(), node != home.node)
+        self._setup = setup
         if 0 < gpus < 1:
             _limit_gpu(gpus)
         if self._place.foreign and home.files is not None:
@@ -101,13 +118,6 @@ class Worker:
             self._setup = self._node.settle(
                 setup, listing, lambda name, offset: ray.get(home.files.read.remote(name, offset))
             )
-        self._meters = Meters(str(slot))
-
-    def __repr__(self) -> str:
-        return f"{self._name}@{self._place.host}"  # what the dashboard shows
-
-    def ready(self) -> Place:
-        """Answers once everything is imported and copied."""
         return self._place
 
     def run(self, job: Job, state: Mapping[str, bytes] | None = None) -> Answer:

@@ -62,7 +62,7 @@ class SlowWorker:
     def __init__(self, *args):
         time.sleep(100)
 
-    def ready(self):
+    def begin(self, *args):
         """Never in time."""
 
 
@@ -72,5 +72,5 @@ class BrokenWorker:
     def __init__(self, *args):
         raise RuntimeError("no memory\non this node")
 
-    def ready(self):
+    def begin(self, *args):
         """Never."""

@@ -48,7 +48,7 @@ def test_a_ray_client_is_refused_with_the_reason():
 def test_nobody_there_is_said_at_once(cluster, address, words):
     started = time.monotonic()
     with pytest.raises(UserError, match=words):
-        cluster.connect(address, True)
+        cluster.connect(address)
     assert time.monotonic() - started < 5
 
 

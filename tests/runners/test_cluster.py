@@ -182,7 +182,7 @@ def test_without_any_node_the_run_waits_and_says_so(nodes, tmp_path):
 def test_a_wrong_token_is_one_line(nodes, tmp_path):
     (tmp_path / "token").write_text("f" * 64)
     env = {**nodes.env, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    code = f"from autopeft.runners.cluster import connect\nconnect({nodes.address!r}, True)"
+    code = f"from autopeft.runners.cluster import connect\nconnect({nodes.address!r})"
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=40
     )

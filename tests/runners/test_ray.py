@@ -145,10 +145,12 @@ def test_two_halves_share_a_gpu_and_a_third_finds_no_place(opened, capfd, monkey
 
 
 @pytest.mark.parametrize(("kind", "said"), [(SlowWorker, ""), (BrokenWorker, "on this node")])
-def test_a_replacement_that_does_not_start_keeps_nobody_waiting(opened, capfd, kind, said):
+def test_a_replacement_that_does_not_start_keeps_nobody_waiting(
+    opened, capfd, kind, said, monkeypatch
+):
     runner = opened(2, "die once", quiet=False)
     wait_for(runner, 2)
-    runner._actor = ray.remote(num_cpus=1, max_restarts=0)(kind)
+    monkeypatch.setattr("autopeft.runners.worker.Worker", kind)
     runner.submit(Job("rung", "s", make_candidate(), stop=1))  # this one dies
     [(_, outcome)] = runner.wait()
     assert outcome.reason.startswith("worker died")
@@ -162,7 +164,7 @@ def test_a_replacement_that_does_not_start_keeps_nobody_waiting(opened, capfd, k
 
 
 def test_another_version_of_autopeft_is_refused(opened, monkeypatch):
-    monkeypatch.setattr("autopeft.runners.ray.__version__", "0.0.1")
+    monkeypatch.setattr("autopeft.runners.worker.__version__", "0.0.1")
     with pytest.raises(
         RunError, match=r"cannot start: node .* has autopeft .*, the driver 0\.0\.1"
     ):
