@@ -158,7 +158,7 @@ def description(name: str, facts: Facts, cnns: Mapping[str, Facts]) -> dict[str,
         "parameters by formula": _plain(_first_line(method.parameter_count)),
         "refuses": _refusals(method, backbones),
         "mergeable": method.mergeable,
-        "looks at images first": issubclass(method, Scored),
+        "looks at images first": issubclass(method, Scored) and method.make({}).looks(),
         "pausable": method.pausable,
     }
 

@@ -167,7 +167,8 @@ def _blockwise(field: Field, facts: Shape) -> Iterator[Field]:
 
 def modules_there(value: Any, facts: Shape) -> bool:
     """Whether a backbone has all modules that a choice names."""
-    return value == "all" or set(str(value).split("+")) <= set(facts.modules)
+    there = {*facts.modules, *getattr(facts, "grouped", ())}
+    return value == "all" or set(str(value).split("+")) <= there
 
 
 def _fit(field: Field, facts: Shape, has_groups: bool) -> Field:
@@ -194,6 +195,8 @@ def _fit(field: Field, facts: Shape, has_groups: bool) -> Field:
         return field.keep(
             lambda v: v not in _GROUP_SAMPLING, "Group sampling needs groups: give --group."
         )
+    if field.key == "group_dro" and not has_groups:
+        return field.keep(lambda v: v is False, "Group DRO needs groups: give --group.")
     return field
 
 

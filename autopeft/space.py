@@ -218,11 +218,16 @@ class Space:
             if method not in methods:
                 raise UserError(f"unknown method {method!r}", where, nearest(method, methods))
             options = {f.name for f in fields(methods[method])}
+            masks = {f.name for f in fields(methods[method]) if f.metadata.get("mask")}
             known = options | set(PLACE) | (set(TRAIN) if self.methods else {"use"})
             for field in section:
                 if field.key not in known:
                     what = f"{method} has no option {field.key!r}"
                     raise UserError(what, field.where, nearest(field.key, known))
+                numbers = [v for v in field.extremes if not isinstance(v, str)]
+                if field.key in masks and numbers and not field.is_range:
+                    what = f"{numbers[0]} is read as a number, but {field.key} is a mask"
+                    raise UserError(what, field.where, "Quote it, block 0 first: '000111'.")
         for index, point in enumerate(self.points):
             where = f"{self.where}, defaults[{index}]"
             if self.methods and "method" not in point:

@@ -154,6 +154,16 @@ def test_mistakes_are_named_with_the_file(old, new, said):
     assert said in str(error.value)
 
 
+def test_group_dro_is_asked_only_where_there_are_groups():
+    text = "methods: {lora: {}}\ntrain: {group_dro: {choices: [false, true]}}"
+    space = read_space(text, "f")
+    assert space.fit(VIT, has_groups=True).fields["train.group_dro"].extremes == (False, True)
+    assert space.fit(VIT, has_groups=False).fields["train.group_dro"].extremes == (False,)
+    fixed = read_space("methods: {lora: {}}\ntrain: {group_dro: true}", "f")
+    with pytest.raises(UserError, match="Group DRO needs groups"):
+        fixed.fit(VIT, has_groups=False)
+
+
 def test_group_sampling_alone_needs_groups():
     text = SMALL.replace("[plain, label_x_group]", "[group]")
     read_space(text, "f").check(VIT, METHODS, has_groups=True)

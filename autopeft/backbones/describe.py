@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import timm
@@ -85,9 +85,12 @@ def _facts(model: Any, name: str, layout: Layout, image_size: int | None) -> Fac
     cfg = model.pretrained_cfg
     vit = layout.family == "vit"
     size = model.patch_embed.img_size[0] if vit else image_size or cfg["input_size"][-1]
-    paths = _vit_paths(model, prefixes) if vit else _cnn_paths(model, prefixes)
-    if not paths:
+    plain = _vit_paths(model, prefixes) if vit else _cnn_paths(model, prefixes, _is_target)
+    if not plain:
         raise unknown_structure(model, name)
+    grouped = {} if vit else _cnn_paths(model, prefixes, _is_grouped)
+    grouped = {f"{k}_grouped" if k in plain else k: v for k, v in grouped.items()}
+    paths = {**plain, **grouped}
     pools: tuple[Pool, ...] = ("avg",)
     if vit and model.has_class_token:
         pools = ("token", "avg", "token+avg")
@@ -100,7 +103,8 @@ def _facts(model: Any, name: str, layout: Layout, image_size: int | None) -> Fac
         depth=depth,
         dims=dims,
         shapes=shapes,
-        modules={k: tuple(_size(model, p) for p in v) for k, v in paths.items()},
+        modules={k: tuple(_size(model, p) for p in v) for k, v in plain.items()},
+        grouped={k: tuple(_size(model, p) for p in v) for k, v in grouped.items()},
         paths=paths,
         prefixes=prefixes,
         pools=pools,
@@ -139,15 +143,17 @@ def _vit_paths(model: Any, prefixes: tuple[tuple[str, ...], ...]) -> dict[str, t
     return found
 
 
-def _cnn_paths(model: Any, prefixes: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
-    """Linears and one-group convolutions of a block, by the name that the family gives them."""
+def _cnn_paths(
+    model: Any, prefixes: tuple[tuple[str, ...], ...], wanted: Callable[[nn.Module], bool]
+) -> dict[str, tuple[str, ...]]:
+    """Modules of a kind in each block, by the name that the family gives them."""
     found: dict[str, list[str]] = {}
     empty = [""] * len(prefixes)
     for i, parts in enumerate(prefixes):
         block = parts[-1]
         for inner, module in model.get_submodule(block).named_modules():
             names = inner.removesuffix(".conv").split(".")
-            if not _is_target(module) or _NEVER_TARGETS & set(names):
+            if not wanted(module) or _NEVER_TARGETS & set(names):
                 continue
             short = names.pop()
             # A number says nothing, and two modules of a block may end in the same word.
@@ -158,12 +164,19 @@ def _cnn_paths(model: Any, prefixes: tuple[tuple[str, ...], ...]) -> dict[str, t
 
 
 def _is_target(module: nn.Module) -> bool:
+    """A linear layer or a convolution of one group."""
     if isinstance(module, nn.Linear):
         return True
     # peft's adapter for a convolution is a plain Conv2d: TensorFlow's "same" padding is lost.
     if isinstance(module, Conv2dSame):
         return bool(module.groups == 1 and module.kernel_size == (1, 1))
     return isinstance(module, nn.Conv2d) and module.groups == 1
+
+
+def _is_grouped(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d) and module.groups > 1 and not isinstance(module, Conv2dSame)
+    )
 
 
 def _size(model: Any, path: str) -> tuple[int, ...]:

@@ -23,15 +23,18 @@ class Facts:
         modules: for each module name, (fan in, outputs) in each block, ``()`` where a block lacks
             it. ViT: ``qkv``, ``proj``, ``fc1``, ``fc2``. CNN: the family's own names of its
             linears and its convolutions with one group (ResNet ``conv1`` .. ``conv3``, ConvNeXt
-            ``fc1``, ``fc2``, EfficientNet ``conv_pw``, ``conv_pwl``, ``conv_exp``); depthwise
-            convolutions, squeeze-excitation and shortcuts are never targets. The fan in of a
-            convolution counts its kernel, so rank r costs ``r * (fan in + outputs)``.
+            ``fc1``, ``fc2``, EfficientNet ``conv_pw``, ``conv_pwl``, ``conv_exp``);
+            squeeze-excitation and shortcuts are never targets. The fan in of a convolution counts
+            its kernel, so rank r costs ``r * (fan in + outputs)``.
         paths: for each module name, its path in the timm model in each block, ``""`` where absent.
+            It, ``kernels`` and ``module_biases`` hold the grouped ones too.
         kernels: for each module name, the side of its kernel in each block; 0 for a linear one and
             where it is absent.
         norms: for each block, path -> numbers in the weight and bias of each norm in it.
         norm_biases: for each block, numbers in the biases of its norms.
         module_biases: for each module name, numbers in its bias in each block.
+        grouped: as ``modules``, convolutions of several groups (depthwise ``conv_dw``), which few
+            methods take; the fan in is that of one group.
         heads: attention heads of a ViT, 0 for a CNN.
         prefixes: for each block the module paths that it consists of, in the order they run.
         pools: the pools that exist; a CNN and a ViT without class token have ``avg`` only.
@@ -79,6 +82,7 @@ class Facts:
     norm_biases: tuple[int, ...] = ()
     module_biases: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     heads: int = 0
+    grouped: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
     @property
     def params(self) -> int:

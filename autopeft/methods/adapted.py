@@ -245,7 +245,7 @@ def _inject(
     owner: dict[str, str] = {}
     for method in methods_of(candidate):
         strata = [s for s in candidate.strata if s.method == method.name]
-        if issubclass(method, Scored):
+        if issubclass(method, Scored) and method(**strata[0].options).looks():
             found = method.inject_scored(network, strata, candidate.readout, fixed)
         else:
             found = method.inject(network, strata, candidate.readout)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autopeft.errors import UserError
 from autopeft.methods.method import Injection, Method, Rate, choice
+from autopeft.methods.settle import changed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,6 +60,20 @@ class BitFit(Method):
         if all(self._count(facts, b) == everything._count(facts, b) for b in blocks):
             options["which"] = "all"
         return options
+
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """As in ``options``, for these blocks alone."""
+        every = cls("all")
+        return [
+            changed(s, which="all")
+            if cls(**s.options).parameter_count(facts, s, readout)
+            == every.parameter_count(facts, s, readout)
+            else s
+            for s in strata
+        ]
 
     def sites(self, facts: Facts, block: int) -> tuple[str, ...]:
         """The block, if it has such a bias at all."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autopeft.candidate import Stratum
 from autopeft.errors import UserError
 from autopeft.methods.method import Injection, Method, Rate, choice, integer
+from autopeft.methods.settle import changed
 
 if TYPE_CHECKING:
     from autopeft.backbones.facts import Facts
@@ -24,7 +25,9 @@ _WITH = {"attn": ("attn", "ls1"), "mlp": ("mlp", "ls2")}  # layer scale goes wit
 
 def bits() -> Any:
     """An option with one bit a block: block i is on where bit i is. All are on."""
-    return integer(ALL, 0, ALL)
+    option = integer(ALL, 0, ALL)
+    # In YAML an unquoted 000111 is the number 73 and 111 a hundred and eleven: a space says words.
+    return field(default=ALL, metadata={**option.metadata, "mask": True})
 
 
 def as_number(value: Any) -> Any:
@@ -89,6 +92,25 @@ class FairTuneMask(Method):
         within = self.every & (2**facts.depth - 1)
         return {part: getattr(self, part) & within for part in PARTS} | {"every": ALL}
 
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """One range from the lowest to the highest bit, with the bits of all."""
+        masks = {
+            part: sum(_inside(s, cls(**s.options).blocks_of(facts, part)) for s in strata)
+            for part in PARTS
+        }
+        return [_spanning(strata, masks)]
+
+    def blocks_of(self, facts: Facts, part: str) -> int:
+        """The blocks in which a part trains and has parameters."""
+        found = 0
+        for block in range(facts.depth):
+            there = part in self.parts(block) and (_sizes(facts, block) or {}).get(part)
+            found |= bool(there) << block
+        return found
+
     def sites(self, facts: Facts, block: int) -> tuple[str, ...]:
         """The block, if a bit of it is set."""
         return ("",) if self.parts(block) else ()
@@ -118,6 +140,18 @@ class FairTuneMask(Method):
                         module = network.model.get_submodule(f"{path}.{child}")
                         names += [f"{path}.{child}.{n}" for n, _ in module.named_parameters()]
         return Injection(network.own(names))
+
+
+def _inside(stratum: Stratum, mask: int) -> int:
+    """The bits of a mask that are a stratum's blocks."""
+    first, last = stratum.blocks
+    return mask & ((1 << last + 1) - (1 << first))
+
+
+def _spanning(strata: Sequence[Stratum], masks: Mapping[str, int]) -> Stratum:
+    """One stratum in the place of all."""
+    first, last = min(s.blocks[0] for s in strata), max(s.blocks[1] for s in strata)
+    return replace(changed(strata[0], **masks), blocks=(first, last))
 
 
 def _sizes(facts: Facts, block: int) -> dict[str, int] | None:
@@ -177,6 +211,18 @@ class MemControlBits(Method):
         """
         self.method().options(facts)
         return {"inner": self.inner, "bits": self.bits & (2**facts.depth - 1)}
+
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """One range from the lowest to the highest bit, with the bits of all."""
+        total = 0
+        for stratum in strata:
+            me = cls(**stratum.options)
+            there = sum(bool(me.sites(facts, b)) << b for b in range(facts.depth))
+            total |= _inside(stratum, there)
+        return [_spanning(strata, {"bits": total})]
 
     def method(self) -> Method:
         """The inner method at its defaults."""

@@ -11,7 +11,7 @@ from autopeft.candidate import Candidate, Readout, Stratum, Train
 from autopeft.errors import UserError, nearest
 from autopeft.methods.interpolation import read_post
 from autopeft.methods.method import rounded
-from autopeft.methods.placement import Part, blocks_named, modules_named, strata_of
+from autopeft.methods.placement import Part, blocks_named, modules_named, settled, strata_of
 from autopeft.methods.registry import METHODS, method_named
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _RANGES = {
     "drop_path": (0.0, 0.9, True),
     "label_smoothing": (0.0, 0.5, True),
 }
+_WITH_GROUPS = {"plain": "group", "label": "label_x_group"}
 _PROBE_LOSSES = ("bce", "weighted")
 
 
@@ -39,8 +40,8 @@ def canonical(raw: Mapping[str, Any], facts: Facts) -> Candidate:
     placement keys; or it is ``Candidate.to_dict()``. Options may be scoped (``"lora.r"``).
     ``"post": {"method": "wise_ft", "alpha": 0.5}`` scores what lies between frozen and trained.
     Defaults are filled in, strata end below the readout, empty ones go, equal neighbors become
-    one, and fields that change nothing hold their default. Without a stratum left it is the
-    linear probe.
+    one, and options and fields that change nothing hold their default (``Method.settled``).
+    Without a stratum left it is the linear probe.
 
     Args:
         raw: plain values, from a space, a person or ``to_dict``.
@@ -57,8 +58,11 @@ def canonical(raw: Mapping[str, Any], facts: Facts) -> Candidate:
     outer = {k: v for k, v in raw.items() if k not in _OUTER}
     inline = {k: outer.pop(k) for k in list(outer) if k in _TRAIN_NAMES}
     strata = strata_of(_parts(raw, outer, facts, readout.block, known), facts)
+    strata = settled(strata, facts, readout)
     train = {**_mapping(raw.get("train"), "train"), **inline}
-    return Candidate(strata, _train(train, strata), readout, read_post(raw.get("post"), strata))
+    return Candidate(
+        strata, _train(train, strata, readout), readout, read_post(raw.get("post"), strata)
+    )
 
 
 _TRAIN_NAMES = frozenset(f.name for f in fields(Train))
@@ -147,7 +151,7 @@ def _unscoped(options: Mapping[str, Any], method: str) -> dict[str, Any]:
     return plain
 
 
-def _train(raw: Mapping[str, Any], strata: tuple[Stratum, ...]) -> Train:
+def _train(raw: Mapping[str, Any], strata: tuple[Stratum, ...], readout: Readout) -> Train:
     """Training fields: checked, defaults of the method filled in, idle ones at their default."""
     values: dict[str, Any] = {}
     hints = get_type_hints(Train)
@@ -156,7 +160,10 @@ def _train(raw: Mapping[str, Any], strata: tuple[Stratum, ...]) -> Train:
             raise UserError(f"unknown field {key!r}", "train", nearest(key, hints))
         if value is None:
             continue
-        values[key] = _number(key, value) if key in _RANGES else _word(key, value, hints[key])
+        if hints[key] is bool:
+            values[key] = _yes_or_no(key, value)
+        else:
+            values[key] = _number(key, value) if key in _RANGES else _word(key, value, hints[key])
     if not strata:
         return _probe(values)
     optimizer = values.setdefault("optimizer", Train.optimizer)
@@ -165,6 +172,11 @@ def _train(raw: Mapping[str, Any], strata: tuple[Stratum, ...]) -> Train:
         raise UserError(what, "train", "Choose adamw or sgd.")
     if "lr" not in values:
         values["lr"] = default_lr([s.method for s in strata], optimizer)
+    if values.get("group_dro"):  # its algorithm draws the cells that it weighs equally often
+        sampling = values.get("sampling", Train.sampling)
+        values["sampling"] = _WITH_GROUPS.get(sampling, sampling)
+    if readout.block == 1:  # the first block is never dropped
+        values.pop("drop_path", None)
     return Train(**values)
 
 
@@ -201,6 +213,12 @@ def _number(key: str, value: Any) -> float:
             return number
     start = "from 0" if closed else "above 0"
     raise UserError(f"{key} = {value!r} is not possible", "train", f"Range: {start} to {high:g}.")
+
+
+def _yes_or_no(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{key} = {value!r} is not possible", "train", "Write true or false.")
+    return value
 
 
 def _word(key: str, value: Any, hint: Any) -> str:

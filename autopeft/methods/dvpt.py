@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autopeft.errors import UserError
 from autopeft.methods.method import Injection, Method, Rate, flag, integer, number
+from autopeft.methods.settle import changed
 from autopeft.methods.sites import blocks_of, width_at
 
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ class Dvpt(Method):
     """Dynamic prompts behind each block: X <- X + s (U A + c), A made from X by two attentions.
 
     Z = gelu(V X); E = softmax(Q Z' / sqrt r) Z are p prompts of this image, Q trains;
-    A = softmax(Z E' / sqrt r) E gives them back to every token. The paper says that the prompts
-    are "aggregated with the frozen features" and leaves the step open; the second attention is our
-    reading. U and c start at zero. A CNN's map counts as tokens.
+    A = softmax(Z E' / sqrt r) E gives them back to every token. The paper's abstract has them
+    "aggregated with the frozen features": the second attention is our reading. Its code has
+    another form (prompts of width D among the tokens, and a bottleneck beside the MLP that
+    three blocks share). U and c start at zero. A CNN's map counts as tokens.
 
     Attributes:
         r: width of the bottleneck.
@@ -59,6 +61,13 @@ class Dvpt(Method):
             what = f"share = true needs blocks of one width, {facts.name} is a CNN"
             raise UserError(what, f"method {self.name}", "Leave it out.")
         return super().options(facts)
+
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """One block has nobody to share with."""
+        return [changed(s, share=False) if s.blocks[0] == s.blocks[1] else s for s in strata]
 
     def parameter_count(self, facts: Facts, stratum: Stratum, readout: Readout) -> int:
         """2 D r + p r + r + D a block, or once."""

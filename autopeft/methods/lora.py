@@ -7,19 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autopeft.methods.method import Rate, choice, flag, integer, number
+from autopeft.methods.method import Injection, Rate, Scored, choice, flag, integer, number
 from autopeft.methods.tuner import Peft, Tuner
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from autopeft.backbones.facts import Facts
     from autopeft.backbones.network import Network
-    from autopeft.candidate import Stratum
+    from autopeft.candidate import Readout, Stratum
+    from autopeft.methods.method import Scoring
 
 _REWRITING = ("pissa", "olora")  # what they take out of the base weight is in A and B
 
 
 @dataclass(frozen=True)
-class Lora(Tuner):
+class Lora(Tuner, Scored):
     """Low-rank adaptation: y = W x + s B A x with s = lora_alpha / r.
 
     A fresh adapter changes nothing. On convolutions A has the layer's kernel and B is 1x1;
@@ -37,7 +40,10 @@ class Lora(Tuner):
             largest singular vectors (Meng et al. 2024, arXiv:2404.02948), ``olora`` from its QR
             decomposition (Büyükakyüz 2024, arXiv:2406.01775). The last two take s B A out of the
             frozen weight, and only the exact decompositions are offered: they are computed again
-            when an adapter is loaded.
+            when an adapter is loaded. ``eva``: A from the training images, the r directions in
+            which a layer's inputs are largest in the frozen network (Paischer et al. 2024,
+            arXiv:2410.07170), B zero. All layers keep rank r; the paper moves ranks between them
+            and stops looking when the directions settle, here at most 128 images are looked at.
     """
 
     name: ClassVar[str] = "lora"
@@ -62,7 +68,7 @@ class Lora(Tuner):
     lora_dropout: float = number(0.0, 0.0, 0.9)
     use_rslora: bool = flag()
     use_dora: bool = flag()
-    init: str = choice("default", "gaussian", "orthogonal", *_REWRITING)
+    init: str = choice("default", "gaussian", "orthogonal", *_REWRITING, "eva")
 
     def alone(self) -> bool:
         """DoRA reads the weights' norms; pissa and olora write into the weights."""
@@ -101,10 +107,12 @@ class Lora(Tuner):
 
     def unfit(self, inputs: int, outputs: int, kernel: int) -> str | None:
         """What decomposes W needs a matrix of rank r at least."""
-        if self.init in ("orthogonal", *_REWRITING) and kernel:
+        if self.init in ("orthogonal", *_REWRITING, "eva") and kernel:
             return f"init = {self.init} is for linear layers, not for convolutions"
         if self.init in _REWRITING and self.r > min(inputs, outputs):
             return f"init = {self.init} needs r of at most {min(inputs, outputs)}, not {self.r}"
+        if self.init == "eva" and self.r > inputs:
+            return f"init = eva needs r of at most {inputs}, not {self.r}"
         return None
 
     @classmethod
@@ -112,7 +120,49 @@ class Lora(Tuner):
         """As ``Tuner``'s, with peft's name and values for ``init``."""
         values = super().config_values(network, strata)
         init = values.pop("init")
-        return {**values, "init_lora_weights": True if init == "default" else init}
+        return {**values, "init_lora_weights": True if init in ("default", "eva") else init}
+
+    def looks(self) -> bool:
+        """Only for eva."""
+        return self.init == "eva"
+
+    @classmethod
+    def prepare(
+        cls, scoring: Scoring, strata: Sequence[Stratum], readout: Readout
+    ) -> dict[str, Tensor]:
+        """``PATH.lora_eva``: A of each layer."""
+        from autopeft.methods.directions import input_directions
+
+        facts, found = scoring.network.facts, dict[str, Any]()
+        places: dict[tuple[int, str], int] = {}
+        for stratum in strata:
+            for block in range(stratum.blocks[0], stratum.blocks[1] + 1):
+                for name in cls(**stratum.options)._chosen(facts, stratum, block):
+                    path = scoring.network.module_path(block, name)
+                    places[block, path] = int(stratum.options["r"])
+        directions = input_directions(scoring, list(places))
+        for (_, path), rank in places.items():
+            found[f"{path}.lora_eva"] = directions[path][:rank].clone()
+        return found
+
+    @classmethod
+    def inject_scored(
+        cls,
+        network: Network,
+        strata: Sequence[Stratum],
+        readout: Readout,
+        fixed: Mapping[str, Tensor],
+    ) -> Injection:
+        """As ``inject``, A from what ``prepare`` gave; a saved state brings its own A."""
+        import torch
+
+        found = cls.inject(network, strata, readout)
+        with torch.no_grad():
+            for path in cls.targets(network, strata):
+                start = fixed.get(f"{path}.lora_eva")
+                if start is not None:
+                    found.trainable[f"{path}.lora_A.weight"].copy_(start)
+        return found
 
     @classmethod
     def rewrites(cls, strata: Sequence[Stratum]) -> bool:

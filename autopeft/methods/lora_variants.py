@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autopeft.methods.method import Injection, Method, Rate, choice, integer, number
+from autopeft.methods.method import Injection, Method, Rate, choice, integer, number, rounded
+from autopeft.methods.settle import changed, shapes_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,9 +52,23 @@ class LoraBOnly(Method):
         """``lora_alpha`` defaults to 2 r."""
         return with_alpha(raw, 16)
 
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """A rank above all layers' own is theirs; the scale s stays what it is."""
+        found = []
+        for stratum in strata:
+            r, alpha = stratum.options["r"], stratum.options["lora_alpha"]
+            most = max(map(min, shapes_of(facts, [stratum])))
+            if stratum.options["a_init"] != "kaiming" and r > most:
+                stratum = changed(stratum, r=most, lora_alpha=rounded(alpha * most / r))
+            found.append(stratum)
+        return found
+
     def parameter_count(self, facts: Facts, stratum: Stratum, readout: Readout) -> int:
         """r outputs a module."""
-        return sum(self._rank(shape) * shape[1] for shape in _shapes(facts, stratum))
+        return sum(self._rank(shape) * shape[1] for shape in shapes_of(facts, [stratum]))
 
     def _rank(self, shape: Sequence[int]) -> int:
         return self.r if self.a_init == "kaiming" else min(self.r, *shape)
@@ -99,8 +114,10 @@ class Pego(Method):
     keeps what the updates read orthogonal to what W reads, and diversify = sum over i < j of
     |A_i A_j^T|^2.
 
-    Differs from the paper: its text was not at hand, so the exact forms, the mean over layers and
-    the rates are ours.
+    Differs from the paper's code, which penalizes the sums of |W (B_i A_i)^T| and of
+    |B_i A_i (B_j A_j)^T|, entry by entry, over query and value of all blocks with s = 1 and one
+    lam of 1e-3: a change of zero costs nothing there. Here A alone is kept orthogonal, in squares
+    and as a mean over layers; the rates are LoRA's.
 
     Attributes:
         n: updates in a group.
@@ -139,9 +156,27 @@ class Pego(Method):
             options["basis"] = "rows"
         return options
 
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """Without a penalty only n r counts: the groups are as few as they can be."""
+        return [s if s.options["lam"] else cls._few(s) for s in strata]
+
+    @classmethod
+    def _few(cls, stratum: Stratum) -> Stratum:
+        n, r, alpha = (stratum.options[k] for k in ("n", "r", "lora_alpha"))
+        most = next(f for f in fields(cls) if f.name == "r").metadata["high"]
+        rank = max(k for k in range(1, most + 1) if n * r % k == 0)
+        scaled = rounded(alpha * rank / r)
+        highest = next(f for f in fields(cls) if f.name == "lora_alpha").metadata["high"]
+        if scaled > highest:
+            return stratum
+        return changed(stratum, n=n * r // rank, r=rank, lora_alpha=scaled)
+
     def parameter_count(self, facts: Facts, stratum: Stratum, readout: Readout) -> int:
         """n r (fan in + outputs) a module."""
-        return sum(self.n * self.r * sum(shape) for shape in _shapes(facts, stratum))
+        return sum(self.n * self.r * sum(shape) for shape in shapes_of(facts, [stratum]))
 
     @classmethod
     def inject(cls, network: Network, strata: Sequence[Stratum], readout: Readout) -> Injection:
@@ -247,10 +282,3 @@ def with_alpha(raw: Mapping[str, Any], rank: int) -> dict[str, Any]:
     r = raw.get("r", rank)
     fits = "lora_alpha" not in raw and isinstance(r, int)
     return {**raw, "lora_alpha": 2 * r} if fits else dict(raw)
-
-
-def _shapes(facts: Facts, stratum: Stratum) -> list[tuple[int, ...]]:
-    """(fan in, outputs) of the modules of a stratum."""
-    blocks = range(stratum.blocks[0], stratum.blocks[1] + 1)
-    shapes = [facts.modules[name][b] for b in blocks for name in stratum.modules]
-    return [shape for shape in shapes if shape]

@@ -143,6 +143,7 @@ class Method:
         rates: optimizer -> learning-rate prior and range.
         mergeable: whether the result folds into a plain timm state dict.
         takes_modules: whether ``modules`` selects modules inside a block.
+        takes_grouped: whether they may be convolutions of several groups, e.g. depthwise ones.
         placed: whether the method has blocks at all.
         exclusive: whether it bears no other method on its blocks (see ``alone`` for options).
         one_per_layer: whether no second method of this kind can be on one module.
@@ -163,6 +164,7 @@ class Method:
     rates: ClassVar[Mapping[str, Rate]]
     mergeable: ClassVar[bool] = True
     takes_modules: ClassVar[bool] = False
+    takes_grouped: ClassVar[bool] = False
     placed: ClassVar[bool] = True
     exclusive: ClassVar[bool] = False
     one_per_layer: ClassVar[bool] = False
@@ -224,6 +226,23 @@ class Method:
             UserError: says why; ``canonical`` calls this for each stratum.
         """
 
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """This method's strata in the one spelling that stands for all of the same network.
+
+        An option that changes nothing at these places holds its default, so that one adapter has
+        one fingerprint. What comes back is cut and merged as all strata are, and asked again
+        until it stays as it is.
+
+        Args:
+            facts: the backbone.
+            strata: all of this method's in a candidate, sorted, below the readout.
+            readout: where the head reads.
+        """
+        return strata
+
     def first_block(self, stratum: Stratum) -> int:
         """Lowest block that the method reads a parameter into or writes to."""
         return stratum.blocks[0]
@@ -274,6 +293,10 @@ class Scored(Method):
 
     It has ``prepare`` and ``inject_scored`` in the place of ``inject``.
     """
+
+    def looks(self) -> bool:
+        """Whether, with these options, it does; else ``inject`` is asked."""
+        return True
 
     @classmethod
     def prepare(

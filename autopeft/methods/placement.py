@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.candidate import Stratum
 from autopeft.errors import UserError, nearest
-from autopeft.methods.registry import method_named
+from autopeft.methods.registry import METHODS, method_named
 
 if TYPE_CHECKING:
     from autopeft.backbones.facts import Facts
+    from autopeft.candidate import Readout
     from autopeft.methods.method import Method
 
 _BLOCKS = (
     'Write "all", [first, last], a number (the last n), {first_block: k} or {mask: [0, 1, ...]}.'
 )
+
+
+_ROUNDS = 8  # a change of options can merge strata, which can change options again
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,14 @@ def modules_named(spec: Any, facts: Facts, method: type[Method]) -> tuple[str, .
             "Leave modules out.",
         )
     for name in names:
-        if name not in facts.modules:
+        if name in facts.grouped and not method.takes_grouped:
+            takers = ", ".join(m.name for m in METHODS.values() if m.takes_grouped)
+            what = f"{name} of {facts.name} has several groups, so its weight is no one matrix"
+            raise UserError(what, f"method {method.name}", f"These take it: {takers}.")
+        if name not in facts.modules and name not in facts.grouped:
             what = f"{facts.name} has no module {name!r}"
-            raise UserError(what, "candidate", nearest(str(name), facts.modules))
+            known = [*facts.modules, *(facts.grouped if method.takes_grouped else ())]
+            raise UserError(what, "candidate", nearest(str(name), known))
     if not names:
         raise UserError("modules is empty", f"method {method.name}", "Name at least one module.")
     return tuple(names)
@@ -128,7 +137,36 @@ def strata_of(parts: Sequence[Part], facts: Facts) -> tuple[Stratum, ...]:
         method_named(stratum.method)(**stratum.options).check(facts, stratum)
     for name in {stratum.method for stratum in strata}:
         method_named(name).check_all([s for s in strata if s.method == name])
-    return tuple(sorted(strata, key=lambda s: (s.blocks, s.method, s.modules)))
+    return tuple(sorted(strata, key=_order))
+
+
+def settled(strata: tuple[Stratum, ...], facts: Facts, readout: Readout) -> tuple[Stratum, ...]:
+    """The strata as their methods spell them: what changes nothing holds its default.
+
+    Raises:
+        UserError: as ``strata_of``.
+    """
+    for _ in range(_ROUNDS):
+        found: list[Stratum] = []
+        for name in dict.fromkeys(s.method for s in strata):
+            mine = [s for s in strata if s.method == name]
+            found += method_named(name).settled(facts, mine, readout)
+        if sorted(found, key=_order) == list(strata):
+            return strata
+        parts = [
+            Part(
+                method_named(s.method)(**s.options),
+                tuple(range(s.blocks[0], s.blocks[1] + 1)),
+                s.modules or None,
+            )
+            for s in found
+        ]
+        strata = strata_of(parts, facts)
+    raise AssertionError(f"{', '.join(s.method for s in strata)} settles on no spelling")
+
+
+def _order(stratum: Stratum) -> tuple[tuple[int, int], str, tuple[str, ...]]:
+    return stratum.blocks, stratum.method, stratum.modules
 
 
 def _runs(

@@ -14,13 +14,21 @@ from autopeft.methods.registry import method_named
 
 if TYPE_CHECKING:
     from autopeft.backbones.network import Network
-    from autopeft.candidate import Candidate
+    from autopeft.candidate import Candidate, Stratum
     from autopeft.methods.adapted import Adapted
 
 
 def has_scored(candidate: Candidate) -> bool:
     """Whether a method of the candidate looks at training images first."""
-    return any(issubclass(method_named(s.method), Scored) for s in candidate.strata)
+    return any(looking(s) for s in candidate.strata)
+
+
+def looking(stratum: Stratum) -> type[Scored] | None:
+    """The stratum's method if it looks at training images first, else None."""
+    method = method_named(stratum.method)
+    if issubclass(method, Scored) and method(**stratum.options).looks():
+        return method
+    return None
 
 
 def look(candidate: Candidate, scoring: Scoring) -> dict[str, Tensor]:
@@ -32,9 +40,9 @@ def look(candidate: Candidate, scoring: Scoring) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name in dict.fromkeys(s.method for s in candidate.strata):
-        method = method_named(name)
-        if issubclass(method, Scored):
-            strata = [s for s in candidate.strata if s.method == name]
+        strata = [s for s in candidate.strata if s.method == name]
+        method = looking(strata[0])
+        if method:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(scoring.seed)
                 found |= method.prepare(scoring, strata, candidate.readout)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from autopeft.errors import UserError
 from autopeft.methods.lora_variants import fold_all, with_alpha
 from autopeft.methods.method import Injection, Method, Rate, integer, number
+from autopeft.methods.settle import changed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,6 +61,43 @@ class SpaFit(Method):
         """Canonical options: c2 ends at the depth."""
         return {**super().options(facts), "c2": min(self.c2, facts.depth)}
 
+    @classmethod
+    def check_all(cls, strata: Sequence[Stratum]) -> None:
+        """Refuses two ranges on one block, each of which would train what the other leaves."""
+        ends = sorted(s.blocks for s in strata)
+        for one, other in zip(ends, ends[1:], strict=False):
+            if other[0] <= one[1]:
+                what = f"block {other[0]} gets spafit twice"
+                raise UserError(what, "candidate", "Let the strata not overlap.")
+
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """As few ranges as give the same: biases, LoRA, or biases and above them LoRA.
+
+        Below LoRA alone there is no cut (c2 = 0), above biases alone it is the depth, and LoRA's
+        options and modules are the default there.
+        """
+        parts: list[Stratum] = []
+        for stratum in strata:
+            for part in _cut(stratum, facts):
+                last = parts[-1] if parts else part
+                if last.blocks[1] + 1 == part.blocks[0] and _alike(last, part):
+                    parts[-1] = replace(last, blocks=(last.blocks[0], part.blocks[1]))
+                else:
+                    parts.append(part)
+        found: list[Stratum] = []
+        for part in parts:
+            last = found[-1] if found else part
+            follows = last.blocks[1] + 1 == part.blocks[0]
+            if follows and last.options["c2"] == facts.depth and part.options["c2"] == 0:
+                joined = replace(part, blocks=(last.blocks[0], part.blocks[1]))
+                found[-1] = changed(joined, c2=part.blocks[0])
+            else:
+                found.append(part)
+        return found
+
     def sites(self, facts: Facts, block: int) -> tuple[str, ...]:
         """The attention's matrices; in a CNN all that LoRA takes."""
         names = _ATTENTION if facts.family == "vit" else tuple(facts.modules)
@@ -100,6 +139,27 @@ class SpaFit(Method):
     def fold(cls, network: Network) -> None:
         """Adds s B A to the weights; the biases are plain already."""
         fold_all(network, _factors, cls.name, ("spafit_a", "spafit_b", "spafit_scale"))
+
+
+def _cut(stratum: Stratum, facts: Facts) -> list[Stratum]:
+    """The blocks with biases alone, then those with LoRA, of one range."""
+    (first, last), c2 = stratum.blocks, stratum.options["c2"]
+    parts = []
+    if first < c2:
+        blocks = (first, min(last, c2 - 1))
+        names = {n for b in range(first, blocks[1] + 1) for n in SpaFit().sites(facts, b)}
+        options = {**SpaFit.defaults(), "c2": facts.depth}
+        modules = tuple(sorted(names))
+        parts.append(replace(stratum, blocks=blocks, modules=modules, options=options))
+    if last >= c2:
+        parts.append(replace(changed(stratum, c2=0), blocks=(max(first, c2), last)))
+    return parts
+
+
+def _alike(one: Stratum, other: Stratum) -> bool:
+    """Whether two parts do the same; biases alone read no modules."""
+    same = one.options == other.options
+    return same and (one.modules == other.modules or one.options["c2"] > 0)
 
 
 def _add(module: Any, path: str, options: SpaFit) -> dict[str, nn.Parameter]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autopeft.errors import UserError
 from autopeft.methods.method import Injection, Rate, Scored, choice, flag, integer, number
+from autopeft.methods.settle import changed, clipped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,6 +101,29 @@ class SparseDelta(Scored):
             raise UserError(what, f"method {self.name}", "Name a divisor of its widths.")
         return super().options(facts)
 
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """Where the layers have no bias, no bias trains; one layer is ranked in one way.
+
+        Strata with equal options are ranked together, so options change in all of them or none.
+        """
+        if any(s.options != strata[0].options for s in strata):
+            return strata
+        method, idle = cls(**strata[0].options), dict[str, Any]()
+        shapes = [shape for s in strata for shape in method.shapes(facts, s)]
+        default = cls.defaults()
+        if "ranking" in default and len(shapes) == 1:
+            idle["ranking"] = default["ranking"]
+        if "train_bias" in default and not any(_biases(facts, s) for s in strata):
+            idle["train_bias"] = default["train_bias"]
+        found = [changed(s, **idle) for s in strata]
+        if "per_row" in default:
+            most = max(inputs for inputs, _ in shapes)
+            found = [clipped(cls, s, "per_row", most) for s in found]
+        return found
+
     def sites(self, facts: Facts, block: int) -> tuple[str, ...]:
         """All modules; with tiles those whose both sides a tile divides."""
         names, recipe = super().sites(facts, block), self.recipe()
@@ -126,8 +150,7 @@ class SparseDelta(Scored):
         """The chosen entries; with ``train_bias`` the biases of the layers too."""
         total = self.chosen(self.shapes(facts, stratum))
         if self.recipe().train_bias:
-            for block in range(stratum.blocks[0], stratum.blocks[1] + 1):
-                total += sum(facts.module_biases[name][block] for name in stratum.modules)
+            total += _biases(facts, stratum)
         return total
 
     @classmethod
@@ -276,11 +299,11 @@ class Sparse(SparseDelta):
         idle |= set() if self.score in ("gradient", "fisher") else {"score_images"}
         idle |= set() if self.score == "gradient" else {"score_loss"}
         idle |= set() if self.score == "delta" else {"phase_epochs", "phase_lr"}
-        idle |= {"train_bias"} if not _has_biases(facts) else set()
         default = self.defaults()
         return {k: default[k] if k in idle else v for k, v in options.items()}
 
 
-def _has_biases(facts: Facts) -> bool:
-    """Whether any layer that can be chosen from has a bias."""
-    return any(any(numbers) for numbers in facts.module_biases.values())
+def _biases(facts: Facts, stratum: Stratum) -> int:
+    """Numbers in the biases of a stratum's layers."""
+    blocks = range(stratum.blocks[0], stratum.blocks[1] + 1)
+    return sum(facts.module_biases[name][b] for b in blocks for name in stratum.modules)

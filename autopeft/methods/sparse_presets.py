@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autopeft.methods.method import Injection, Rate, choice, flag, integer, number
+from autopeft.methods.settle import clipped
 from autopeft.methods.sparse import Recipe, SparseDelta
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from autopeft.backbones.facts import Facts
     from autopeft.backbones.network import Network
     from autopeft.candidate import Readout, Stratum
     from autopeft.methods.method import Scoring
@@ -57,7 +59,8 @@ class LtSft(SparseDelta):
     training and counts into the trial's seconds; trials that differ in ``share`` share it.
 
     Attributes:
-        share: share of the weights in scope (paper: 7.6 % of all).
+        share: share of the weights in scope (its code: 14.2 million of a language model's, 8 % of
+            multilingual BERT).
         phase_epochs: epochs of the first phase.
         phase_lr: its learning rate.
         l1: weight of |v|, which pulls back to the pretrained weights.
@@ -220,6 +223,18 @@ class FedSelectRule(SparseDelta):
             fresh = max(1, int(self.grow * (total - taken) + 0.5))
             joined.append(min(fresh, max(1, int(self.most * total)) - taken))
         return [count for count in joined if count > 0]
+
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """No rounds in which nothing can join any more."""
+        if any(s.options != strata[0].options for s in strata):
+            return strata
+        method = cls(**strata[0].options)
+        totals = [sum(i * o for i, o in method.shapes(facts, s)) for s in strata]
+        rounds = max(len(method.steps(total)) for total in totals)
+        return [clipped(cls, s, "rounds", rounds) for s in strata]
 
     def chosen(self, shapes: Sequence[tuple[int, ...]]) -> int:
         """min(80 %, 1 - (1 - grow)^rounds) of the weights."""

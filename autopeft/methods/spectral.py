@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autopeft.methods.method import Injection, Method, Rate, integer
+from autopeft.methods.settle import clipped, shapes_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,9 +43,16 @@ class SpectralAdditive(Method):
 
     r: int = integer(8, 1, 128)
 
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """A rank above all layers' own is theirs."""
+        return [clipped(cls, s, "r", max(map(min, shapes_of(facts, [s])))) for s in strata]
+
     def parameter_count(self, facts: Facts, stratum: Stratum, readout: Readout) -> int:
         """r (fan in + outputs) a module."""
-        return sum(min(self.r, *shape) * sum(shape) for shape in _shapes(facts, stratum))
+        return sum(min(self.r, *shape) * sum(shape) for shape in shapes_of(facts, [stratum]))
 
     @classmethod
     def inject(cls, network: Network, strata: Sequence[Stratum], readout: Readout) -> Injection:
@@ -91,9 +99,16 @@ class SpectralRotational(Method):
 
     r: int = integer(8, 2, 128)
 
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """A rank above all layers' own is theirs."""
+        return [clipped(cls, s, "r", max(map(min, shapes_of(facts, [s])))) for s in strata]
+
     def parameter_count(self, facts: Facts, stratum: Stratum, readout: Readout) -> int:
         """2 r^2 a module, of which r (r - 1) are free."""
-        return sum(2 * min(self.r, *shape) ** 2 for shape in _shapes(facts, stratum))
+        return sum(2 * min(self.r, *shape) ** 2 for shape in shapes_of(facts, [stratum]))
 
     @classmethod
     def inject(cls, network: Network, strata: Sequence[Stratum], readout: Readout) -> Injection:
@@ -133,13 +148,6 @@ def _cut(
             module = network.model.get_submodule(path)
             add_buffers(module, dict(zip(_BUFFERS, triple, strict=True)))
             yield path, module, triple
-
-
-def _shapes(facts: Facts, stratum: Stratum) -> list[tuple[int, ...]]:
-    """(fan in, outputs) of the modules of a stratum."""
-    blocks = range(stratum.blocks[0], stratum.blocks[1] + 1)
-    shapes = [facts.modules[name][b] for b in blocks for name in stratum.modules]
-    return [shape for shape in shapes if shape]
 
 
 def _additive(module: Any) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ class Peft:
         on_model: parameters that peft keeps once on its model and shows on the first layer.
         convs: convolutions for which its layer is right.
         why_not: the reason for the others.
+        grouped: whether it is right for convolutions of several groups too.
         tokens: whether inputs must be [B, N, D], which no CNN has.
         needs_bias: whether a layer must have a bias.
         beside: whether it only changes the base layer's output, so that other methods may act on
@@ -50,6 +51,7 @@ class Peft:
     on_model: tuple[str, ...] = ()
     convs: Literal["none", "1x1", "all"] = "none"
     why_not: str = LINEAR_ONLY
+    grouped: bool = False
     tokens: bool = False
     needs_bias: bool = False
     beside: bool = False
@@ -115,7 +117,7 @@ class Tuner(Method):
         """
         if self.takes_modules and not any(
             shapes[block] and self._can(facts, name, block)
-            for name, shapes in facts.modules.items()
+            for name, shapes in self.layers_of(facts).items()
             for block in range(facts.depth)
         ):
             what = f"it {self.peft.why_not}; {facts.name} has no layer for it"
@@ -126,7 +128,7 @@ class Tuner(Method):
         """Modules of a kind that it can adapt."""
         return tuple(
             name
-            for name, shapes in facts.modules.items()
+            for name, shapes in self.layers_of(facts).items()
             if shapes[block] and self._can(facts, name, block)
         )
 
@@ -134,8 +136,8 @@ class Tuner(Method):
         """Refuses layers of a size that the options do not go with."""
         for block in range(stratum.blocks[0], stratum.blocks[1] + 1):
             for name in self._chosen(facts, stratum, block):
-                inputs, outputs = facts.modules[name][block]
-                reason = self.unfit(inputs, outputs, _kernel(facts, name, block))
+                inputs, outputs = self.layers_of(facts)[name][block]
+                reason = self.unfit(inputs, outputs, kernel_of(facts, name, block))
                 if reason:
                     size = f"{name} of block {block} has {inputs} inputs and {outputs} outputs"
                     raise UserError(f"{reason}; {size}", f"method {self.name}")
@@ -147,8 +149,13 @@ class Tuner(Method):
             what = "all its layers share one vector, so its blocks must be one range"
             raise UserError(what, f"method {cls.name}", "Give it one range of blocks.")
 
+    @classmethod
+    def layers_of(cls, facts: Facts) -> Mapping[str, tuple[tuple[int, ...], ...]]:
+        """The modules of a backbone, those of several groups only where peft is right for them."""
+        return {**facts.modules, **facts.grouped} if cls.takes_grouped else facts.modules
+
     def _can(self, facts: Facts, name: str, block: int) -> bool:
-        kernel = _kernel(facts, name, block)
+        kernel = kernel_of(facts, name, block)
         if self.peft.needs_bias and not facts.module_biases[name][block]:
             return False
         if kernel == 0:
@@ -164,8 +171,8 @@ class Tuner(Method):
         total = self.once()
         for block in range(stratum.blocks[0], stratum.blocks[1] + 1):
             for name in self._chosen(facts, stratum, block):
-                inputs, outputs = facts.modules[name][block]
-                total += self.numbers(inputs, outputs, _kernel(facts, name, block))
+                inputs, outputs = self.layers_of(facts)[name][block]
+                total += self.numbers(inputs, outputs, kernel_of(facts, name, block))
         return total
 
     # -- peft ---------------------------------------------------------------------------------
@@ -377,7 +384,8 @@ def plain(value: Any) -> Any:
     return int(value) if whole else value
 
 
-def _kernel(facts: Facts, name: str, block: int) -> int:
+def kernel_of(facts: Facts, name: str, block: int) -> int:
+    """Side of a convolution's kernel, 0 for a linear layer."""
     return facts.kernels[name][block] if facts.kernels else 0
 
 

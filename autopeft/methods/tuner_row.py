@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from autopeft.methods.method import Rate
-from autopeft.methods.tuner import Peft, Tuner, regex
+from autopeft.methods.method import Rate, rounded
+from autopeft.methods.settle import changed, clipped, shapes_of
+from autopeft.methods.tuner import Peft, Tuner, kernel_of, regex
 
 if TYPE_CHECKING:
+    from autopeft.backbones.facts import Facts
     from autopeft.backbones.network import Network
-    from autopeft.candidate import Stratum
+    from autopeft.candidate import Readout, Stratum
 
 # What peft has and a timm model cannot use, or not honestly.
 _TEXT = "it changes the input of a text model"
@@ -109,6 +111,56 @@ class Miss(Tuner):
         return {**values, "init_weights": True if variant == "plain" else variant}
 
 
+class Adamss(Tuner):
+    """Its projection has at most as many directions as a layer's weight and bias have."""
+
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """``r`` and ``num_subspaces`` up to what the layers have."""
+        shapes = shapes_of(facts, strata)
+        rank = max(min(n, i + 1) for i, n in shapes)
+        groups = max(n for _, n in shapes)
+        found = [clipped(cls, s, "r", rank) for s in strata]
+        return [clipped(cls, s, "num_subspaces", groups) for s in found]
+
+
+class LoKr(Tuner):
+    """From some rank on its second factor is whole, and the rank is only in the scale."""
+
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """Such a rank is the default (or the smallest), with alpha / r as it was."""
+        default, ends = (
+            cls.defaults()["r"],
+            next(f.metadata for f in fields(cls) if f.name == "alpha"),
+        )
+        found = []
+        for stratum in strata:
+            r, alpha = stratum.options["r"], stratum.options["alpha"]
+            least = cls._whole(facts, stratum)
+            rank = max(least, default)
+            scaled = rounded(alpha * rank / r)
+            if r >= least and ends["low"] <= scaled <= ends["high"]:
+                stratum = changed(stratum, r=rank, alpha=scaled)
+            found.append(stratum)
+        return found
+
+    @classmethod
+    def _whole(cls, facts: Facts, stratum: Stratum) -> int:
+        """The smallest rank at which no layer's second factor is of low rank."""
+        sides = [1]
+        for block in range(stratum.blocks[0], stratum.blocks[1] + 1):
+            for name in cls(**stratum.options)._chosen(facts, stratum, block):
+                inputs, outputs = cls.layers_of(facts)[name][block]
+                window = max(kernel_of(facts, name, block), 1) ** 2
+                sides.append(max(_split(outputs)[1], _split(inputs // window)[1]))
+        return -(-max(sides) // 2)
+
+
 def divides(option: str, both: bool = True) -> Rule:
     """A rule: the option's value divides inputs (and outputs)."""
 
@@ -143,6 +195,7 @@ def method_of(row: Row) -> type[Tuner]:
         "rates": {"adamw": GROUPS[row.family]},
         "peft": row.peft,
         "exclusive": not row.peft.beside,
+        "takes_grouped": row.peft.grouped,
         "in_fp32": row.peft.in_fp32,
         "shared": tuple(k for k in row.options if k not in row.peft.patterns),
         "numbers": row.numbers,
@@ -151,10 +204,10 @@ def method_of(row: Row) -> type[Tuner]:
     }
     hooks = {"once": row.once, "wrong": row.wrong, "unfit": row.unfit}
     space |= {name: hook for name, hook in hooks.items() if hook}
-    fields = [(name, Any, option) for name, option in row.options.items()]
+    columns = [(name, Any, option) for name, option in row.options.items()]
     return make_dataclass(
         row.name.title().replace("_", ""),
-        fields,
+        columns,
         bases=(row.parent,),
         namespace=space,
         frozen=True,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from autopeft.methods.method import choice, flag, integer, number
 from autopeft.methods.tuner import Peft, Tuner
 from autopeft.methods.tuner_row import (
+    Adamss,
+    LoKr,
     Miss,
     Osf,
     Row,
@@ -34,7 +36,7 @@ ROWS: tuple[Row, ...] = (
         "Zheng et al. 2025, NeurIPS (openreview 8ZdWmpYxT0)",
         "Splits a layer's outputs into groups and gives each a tiny low-rank update.",
         "[W | b]' = [W | b] + rows of B_g A_g P: P holds r right singular directions, g a cluster "
-        "of outputs. The count holds while no cluster is smaller than subspace_rank.",
+        "of outputs; none is dropped. The count holds while none is smaller than subspace_rank.",
         Peft("AdamssConfig", saved=("adamss_newB",)),
         lambda o, i, n, k: o.subspace_rank * (parts(o, n) * min(o.r, n, i + 1) + n),
         {
@@ -42,13 +44,14 @@ ROWS: tuple[Row, ...] = (
             "num_subspaces": integer(5, 1, 8),
             "subspace_rank": integer(1, 1, 4),
         },
+        parent=Adamss,
     ),
     Row(
         "beft",
         "vector",
-        "2025, arXiv:2509.15974",
+        "Huang et al. 2025, arXiv:2509.15974",
         "Adds a trained bias to chosen layers.",
-        "y = W x + b + beta.",
+        "y = W x + b + beta. The paper trains that of the value projection alone.",
         Peft("BeftConfig", needs_bias=True, why_not="needs linear layers with a bias"),
         lambda o, i, n, k: n,
         {},
@@ -58,7 +61,7 @@ ROWS: tuple[Row, ...] = (
         "orthogonal",
         "Liu et al. 2023, arXiv:2311.06243",
         "Rotates a layer's inputs in blocks and scales its outputs.",
-        "W' = diag(s) W R, R block-diagonal orthogonal (Cayley).",
+        "W' = diag(s) W R, R block-diagonal orthogonal (Cayley): a butterfly of one factor.",
         Peft("BOFTConfig", convs="1x1", why_not="does not finish on wider kernels than 1x1"),
         lambda o, i, n, k: i * o.boft_block_size + n,
         {"boft_block_size": integer(4, 2, 64)},
@@ -78,9 +81,9 @@ ROWS: tuple[Row, ...] = (
     Row(
         "deft",
         "low_rank",
-        "2025, NeurIPS",
+        "Kumar et al. 2025, NeurIPS",
         "Takes a low-rank subspace out of a weight and trains what comes in its place.",
-        "W' = (I - Q P^T) W + Q R, the projector made from P; R starts as the projection of W.",
+        "W' = (I - Q N^T) W + Q R, R = N^T W at first; Q = P, N = relu(P), or both from P's QR.",
         Peft("DeftConfig"),
         low_rank,
         {"r": integer(8, 1, 128), "decomposition_method": choice("relu", "qr")},
@@ -115,10 +118,9 @@ ROWS: tuple[Row, ...] = (
     Row(
         "frod",
         "spectral",
-        "2026, AAAI (doi 10.1609/aaai.v40i31.39813)",
+        "Wan et al. 2025, arXiv:2512.23485",
         "Trains diagonal and a few other entries in a basis shared by all layers of a kind.",
-        "W' = U (diag(l) + S) V^T, V shared by the layers of one name; the basis depends on which "
-        "layers are chosen.",
+        "W' = U (diag(l) + S) V^T, V one for all chosen layers of a name, and made from them.",
         Peft("FrodConfig", values={**VERA, "progressbar": False}),
         lambda o, i, n, k: i + min(int(i * i * o.sparse_rate), i * (i - 1)),
         {
@@ -178,8 +180,8 @@ ROWS: tuple[Row, ...] = (
         "vector",
         "Liu et al. 2022, arXiv:2205.05638",
         "Scales the outputs of chosen layers.",
-        "y = l * (W x + b). The paper also scales the input of the second MLP layer.",
-        Peft("IA3Config", {"feedforward_modules": []}, convs="all", beside=True),
+        "y = l * (W x + b). The paper scales keys, values and the input of the second MLP layer.",
+        Peft("IA3Config", {"feedforward_modules": []}, convs="all", grouped=True, beside=True),
         lambda o, i, n, k: n,
         {},
     ),
@@ -189,7 +191,7 @@ ROWS: tuple[Row, ...] = (
         "Hyeon-Woo et al. 2021, arXiv:2108.06098",
         "A product of two low-rank matrices, entry by entry: rank up to r^2.",
         "W' = W + (alpha / r) (A1 B1) * (A2 B2).",
-        Peft("LoHaConfig", patterns=_BOTH, convs="all"),
+        Peft("LoHaConfig", patterns=_BOTH, convs="all", grouped=True),
         lambda o, i, n, k: 2 * low_rank(o, i, n, k),
         {"r": integer(8, 1, 64), "alpha": number(8.0, 0.1, 256.0)},
     ),
@@ -199,9 +201,10 @@ ROWS: tuple[Row, ...] = (
         "Yeh et al. 2023, arXiv:2309.14859",
         "A Kronecker product of a small and a low-rank matrix.",
         "W' = W + (alpha / r) W1 (x) (W2a W2b); W2 is whole where rank r would not be smaller.",
-        Peft("LoKrConfig", patterns=_BOTH, convs="all"),
+        Peft("LoKrConfig", patterns=_BOTH, convs="all", grouped=True),
         lokr_of,
         {"r": integer(8, 1, 64), "alpha": number(8.0, 0.1, 256.0)},
+        parent=LoKr,
     ),
     Row(
         "miss",
@@ -220,7 +223,7 @@ ROWS: tuple[Row, ...] = (
         "orthogonal",
         "Qiu et al. 2023, arXiv:2306.07280",
         "Rotates a layer's inputs in blocks.",
-        "W' = W R, R block-diagonal orthogonal: Cayley map, or a series of five terms of it.",
+        "W' = W R, R block-diagonal orthogonal: Cayley map, or five terms of its series (OFTv2).",
         Peft(
             "OFTConfig",
             values={"r": 0},
@@ -249,9 +252,9 @@ ROWS: tuple[Row, ...] = (
     Row(
         "peanut",
         "low_rank",
-        "2024, arXiv:2410.01870",
+        "Zhong et al. 2024, arXiv:2410.01870",
         "A small network computes the update from the weight itself.",
-        "W' = W + B f(A W), f = relu, with depth hidden layers r x r.",
+        "W' = W + B f(A W), f = relu; between them depth pairs of r x r layers, residual sums.",
         Peft("PeanutConfig"),
         lambda o, i, n, k: 2 * o.r * n + 2 * o.depth * o.r * o.r,
         {"r": integer(8, 1, 128), "depth": integer(0, 0, 8)},
@@ -260,7 +263,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "psoft",
         "orthogonal",
-        "2026, ICLR (openreview FSHrinMArK)",
+        "Wu et al. 2025, arXiv:2505.11235",
         "Rotates the principal subspace of a weight.",
         "W' = W + B (diag(b) R diag(a) - I) A, B A the best rank-r part of W, R orthogonal.",
         Peft("PsoftConfig"),
@@ -271,9 +274,9 @@ ROWS: tuple[Row, ...] = (
     Row(
         "pvera",
         "vector",
-        "2025, arXiv:2512.07703",
+        "Fillioux et al. 2025, arXiv:2512.07703",
         "VeRA with noise while training.",
-        "As vera, d drawn from a trained normal distribution while training, its mean after.",
+        "y = W x + diag(b) B z, z normal (mean, log variance: d * A x), after training its mean.",
         Peft("PveraConfig", {**VERA, "sample_at_inference": False}, in_fp32=True),
         lambda o, i, n, k: 2 * o.r + n,
         {"r": integer(256, 1, 2048), "d_initial": number(0.1, 1e-7, 1.0)},
@@ -314,9 +317,9 @@ ROWS: tuple[Row, ...] = (
     Row(
         "supertuning",
         "sparse",
-        "2026, arXiv:2607.09287",
+        "Ilin et al. 2026, arXiv:2607.09287",
         "Trains the largest (or smallest) entries of a weight.",
-        "W' = W + S, S at the 1 - sparsity share of entries with the largest |W|.",
+        "W' = W + S, S at the 1 - sparsity share with the largest |W|, without activation scores.",
         Peft("SupertuningConfig", saved=("supertuning_indices",)),
         lambda o, i, n, k: int(i * n * (1 - o.sparsity)),
         {"sparsity": number(0.99, 0.5, 0.9999), "select_top": flag(True)},
@@ -325,9 +328,9 @@ ROWS: tuple[Row, ...] = (
     Row(
         "tinylora",
         "vector",
-        "2026, arXiv:2602.04118",
+        "Morris et al. 2026, arXiv:2602.04118",
         "A few numbers a layer move fixed random matrices between its singular directions.",
-        "W' = W + B (sum_i v_i P_i) A, B and A singular frames of rank r, P random r x r.",
+        "W' = W + U S^1/2 (sum_i v_i P_i) S^1/2 V^T: r singular triplets of W, P_i random r x r.",
         Peft(
             "TinyLoraConfig",
             values=VERA,
@@ -341,10 +344,10 @@ ROWS: tuple[Row, ...] = (
     Row(
         "unilora",
         "vector",
-        "2025, arXiv:2506.00799",
-        "LoRA whose every number is drawn from one short trained vector.",
-        "A and B of all layers are entries of theta at fixed random places; nearly no change at "
-        "the start.",
+        "Li et al. 2025, arXiv:2506.00799",
+        "LoRA whose every number is an entry of one short trained vector.",
+        "A and B of all layers: entries of theta at fixed random places, each divided by the root "
+        "of its uses; nearly no change at the start.",
         Peft("UniLoraConfig", on_model=("unilora_theta_d",)),
         lambda o, i, n, k: 0,
         {"r": integer(4, 1, 64), "theta_d_length": integer(256, 8, 1_000_000)},

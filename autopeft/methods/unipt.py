@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autopeft.errors import UserError
 from autopeft.methods.method import Injection, Method, Rate, flag, integer
+from autopeft.methods.settle import changed
 from autopeft.methods.sites import width_at
 
 if TYPE_CHECKING:
@@ -51,6 +52,20 @@ class UniPT(Method):
     every: int = integer(1, 1, 3)
     residual: bool = flag(True)
 
+    @classmethod
+    def settled(
+        cls, facts: Facts, strata: Sequence[Stratum], readout: Readout
+    ) -> Sequence[Stratum]:
+        """The range ends at its last tap, and of equal widths the smallest ``f`` is named.
+
+        Two ranges stay as they are if that would make one network of theirs.
+        """
+        found = [_shortest(facts, s, readout) for s in strata]
+        for one, other in zip(found, found[1:], strict=False):
+            if one.blocks[1] + 1 == other.blocks[0] and one.options == other.options:
+                return strata
+        return found
+
     def parameter_count(self, facts: Facts, stratum: Stratum, readout: Readout) -> int:
         """m (D + 3) a tapped state and for the anchor, m^2 + 3 m, m with gates, D (m + 1)."""
         width = width_at(facts, readout.block)
@@ -85,6 +100,16 @@ class UniPT(Method):
 
         network.model.get_submodule(network.block_names(last)).register_forward_hook(add)
         return Injection(trainable)
+
+
+def _shortest(facts: Facts, stratum: Stratum, readout: Readout) -> Stratum:
+    """The same taps and width in fewest words."""
+    taps, width = _taps(stratum), width_at(facts, readout.block)
+    f = int(stratum.options["f"])
+    if f <= width:
+        f = width // (width // f + 1) + 1
+    every = stratum.options["every"] if len(taps) > 1 else 1
+    return replace(changed(stratum, f=f, every=every), blocks=(taps[0], taps[-1]))
 
 
 def _taps(stratum: Stratum) -> range:

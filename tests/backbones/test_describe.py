@@ -53,6 +53,8 @@ def test_efficientnet_final_convolution_lies_behind_the_blocks():
     assert network.place("conv_head.weight") == network.place("bn2.bias") == facts.depth
     assert network.place("conv_stem.weight") == -1
     assert "conv_dw" not in facts.modules
+    assert facts.grouped["conv_dw"][-1] == (9, facts.modules["conv_pwl"][-1][0])
+    assert facts.kernels["conv_dw"][-1] == 3
     assert facts.modules["conv_pwl"][0] == ()
     with pytest.raises(KeyError, match="block 0"):
         network.module_path(0, "conv_pwl")

@@ -27,13 +27,37 @@ def printed(monkeypatch, capsys):
 
 def numbers(lora, full, strata=True):
     stratum = {"method": "lora_qv", "options": {"r": 8}}
-    config = {"strata": [stratum] if strata else [], "train": {"optimizer": "sgd", "lr": 0.05}}
+    config = {"strata": [stratum], "train": {"optimizer": "sgd", "lr": 0.05}}
+    probe = {"strata": [], "train": {"optimizer": "lbfgs", "lr": 0.001}}
 
-    def model(value, size):
+    def model(value, size, config):
         auroc = {"value": value, "low": value - 0.02, "high": value + 0.02}
         return {"config": config, "test": {"auroc": auroc}, "trainable_params": size}
 
-    return {"best": model(lora, 75_000), "baselines": {"full": model(full, 10_000_000)}}
+    return {
+        "run": "a_run",
+        "best": model(lora, 75_000, config if strata else probe),
+        "baselines": {"full": model(full, 10_000_000, {})},
+        "front": [{"config": config, "values": {"auroc": 0.80}}],
+        "optimism": {"metric": "auroc", "value": 0.05},
+    }
+
+
+PREDICTIONS = """path,patient_id,split,model,repeat,label,target,score
+a,1,confirm,full,0,x,0,0.9
+b,2,confirm,full,0,x,1,0.1
+a,1,confirm,full,1,x,0,0.1
+b,2,confirm,full,1,x,1,0.9
+c,3,confirm,full,1,x,,0.9
+a,1,confirm,full,1,y,0,0.1
+b,2,confirm,full,1,y,0,0.9
+a,1,confirm,full,2,x,0,0.9
+b,2,confirm,full,2,x,1,0.1
+a,1,test,full,1,x,0,0.9
+b,2,test,full,1,x,1,0.1
+a,1,confirm,winner,1,x,0,0.9
+b,2,confirm,winner,1,x,1,0.1
+"""
 
 
 def test_without_data_there_are_18_rows_and_what_is_missing(printed):
@@ -74,14 +98,33 @@ def _done():
 def test_rows_are_filled_and_counted(printed, monkeypatch, tmp_path):
     answers = [numbers(0.80, 0.78), numbers(0.70, 0.75), numbers(0.9, 0.8, strata=False)]
     monkeypatch.setattr(medpeft, "run", lambda words: answers.pop() if answers else "no disk")
-    lines = printed("--nih", tmp_path, "--chexpert", tmp_path, "--backbone", "a")
+    (tmp_path / "a_run").mkdir()
+    (tmp_path / "a_run" / "predictions.csv").write_text(PREDICTIONS)
+    lines = printed("--nih", tmp_path, "--chexpert", tmp_path, "--backbone", "a",
+                    "--runs-dir", tmp_path)  # fmt: skip
     measured = [line for line in lines if line.startswith("| a |") and "0." in line]
     assert len(measured) == 3
-    assert "linear probe (no LoRA was better)" in measured[0]
-    assert "| 0.700 (0.680 to 0.720) | 0.750 (0.730 to 0.770) | -0.050 | 0.75 % |" in measured[1]
-    assert "r = 8, sgd 0.05" in measured[2]
+    assert "not tested: the linear probe won, 0.900 (0.880 to 0.920) | 0.800" in measured[0]
+    assert "| 0.700 (0.680 to 0.720), r = 8, sgd 0.05 | 0.750 (0.730 to 0.770) |" in measured[1]
+    assert "| -0.050 | 0.75 % |" in measured[1]
+    # On confirm: 0.80 on search less the optimism of 0.05; full has 1 and 0 by its two seeds.
+    for line in measured:
+        assert line.endswith("| 0.750 - 0.500 = +0.250, r = 8, sgd 0.05 |")
     assert sum("no disk" in line for line in lines) == 3
-    assert any(line.startswith("3 of 18 rows measured; LoRA is higher in 1") for line in lines)
+    last = next(line for line in lines if line.startswith("3 of 18 rows measured"))
+    assert "LoRA is higher on confirm in 3 of them and was tested in 2" in last
+    width = lines[0].count("|")
+    assert all(line.count("|") == width for line in lines[:20])
+
+
+def test_what_is_undefined_on_confirm_is_said(tmp_path):
+    found = numbers(0.8, 0.7)
+    found["optimism"] = {"metric": "auroc", "looks": 3}
+    (tmp_path / "predictions.csv").write_text(PREDICTIONS)
+    assert medpeft.cells(found, tmp_path)[-1] == "undefined"
+    found = numbers(0.8, 0.7)
+    found["front"] *= 2
+    assert medpeft.cells(found, tmp_path)[-1] == "undefined"
 
 
 def test_a_wrong_place_is_refused(printed, tmp_path):

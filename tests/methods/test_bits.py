@@ -9,9 +9,10 @@ from torch.nn import functional
 
 from autopeft.backbones.describe import network_of
 from autopeft.errors import UserError
-from autopeft.methods import build, canonical
+from autopeft.methods import METHODS, build, canonical
 from autopeft.methods.bits import ALL, PARTS, FairTuneMask, as_number
 from autopeft.methods.conformance import check_method
+from autopeft.space import read_space
 from autopeft.training.fast import Casts, speed_up
 
 VIT = [
@@ -175,3 +176,29 @@ def test_it_is_the_inner_method_on_a_mask(networks):
     assert {n: p.shape for n, p in ours.trainable.items()} == {
         n: p.shape for n, p in theirs.trainable.items()
     }
+
+
+# ---- in YAML ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", ["000111", "111", "[000111]", "{choices: [000111, '111000']}"])
+def test_a_mask_that_yaml_reads_as_a_number_is_refused(mask):
+    """YAML 1.1 reads 000111 as 73."""
+    if mask.startswith("["):
+        mask = "{choices: " + mask + "}"
+    space = read_space(f"methods:\n  fairtune_mask:\n    attn: {mask}", "space.yaml")
+    with pytest.raises(UserError) as caught:
+        space.check_names(METHODS)
+    assert "read as a number, but attn is a mask" in str(caught.value)
+    assert "Quote it, block 0 first: '000111'." in str(caught.value)
+
+
+@pytest.mark.parametrize("mask", ["'000111'", "{choices: ['000111']}", "each"])
+def test_masks_as_words(mask):
+    read_space(f"methods:\n  fairtune_mask:\n    attn: {mask}", "space.yaml").check_names(METHODS)
+
+
+def test_masks_as_a_range_of_numbers():
+    bits = "{type: int, low: 0, high: 63}"
+    text = f"methods:\n  memcontrol_bits:\n    bits: {bits}"
+    read_space(text, "space.yaml").check_names(METHODS)

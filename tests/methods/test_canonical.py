@@ -321,3 +321,38 @@ def test_importing_methods_loads_no_torch():
     code = "import sys, autopeft.methods as m; assert callable(m.canonical); m.METHODS['lora']; "
     code += "bad = {'torch', 'timm', 'peft'} & set(sys.modules); assert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ---- group DRO ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampling", "drawn"),
+    [
+        (None, "group"),
+        ("plain", "group"),
+        ("label", "label_x_group"),
+        ("group", "group"),
+        ("label_x_group", "label_x_group"),
+    ],
+)
+def test_group_dro_draws_the_groups_equally_often(sampling, drawn):
+    raw = {"method": "lora", "group_dro": True, "sampling": sampling}
+    train = canonical(raw, FACTS).train
+    assert (train.group_dro, train.sampling) == (True, drawn)
+    assert canonical(canonical(raw, FACTS).to_dict(), FACTS) == canonical(raw, FACTS)
+
+
+def test_without_group_dro_nothing_changes():
+    plain = canonical({"method": "lora"}, FACTS)
+    off = canonical({"method": "lora", "group_dro": False, "sampling": "plain"}, FACTS)
+    assert plain.fingerprint == off.fingerprint
+    assert not plain.train.group_dro
+    probe = canonical({"method": "linear_probe", "group_dro": True}, FACTS)
+    assert (probe.train.group_dro, probe.train.sampling) == (False, "plain")  # solved, no steps
+
+
+@pytest.mark.parametrize("value", ["yes", 1, 0.5])
+def test_group_dro_is_yes_or_no(value):
+    with pytest.raises(UserError, match="group_dro.*true or false"):
+        canonical({"method": "lora", "group_dro": value}, FACTS)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import replace
 
 import pytest
+import timm
 import torch
 
-from autopeft.backbones.describe import random_backbone
+from autopeft.backbones.describe import network_of, random_backbone
 from autopeft.errors import UserError
 from autopeft.methods import METHODS, build, canonical
 from autopeft.methods.bitfit import BitFit
 from autopeft.methods.conformance import check_method
 from autopeft.methods.lora import Lora
+from autopeft.methods.lora_variants import LoraBOnly
 from autopeft.methods.method import Injection
 from autopeft.training.fast import Casts, speed_up
 
@@ -129,6 +132,67 @@ def test_finds_a_merge_that_forgets_the_adapter(networks, monkeypatch):
     _broken(monkeypatch, Lora, "fold", classmethod(forget))
     with pytest.raises(AssertionError, match="merged and unmerged"):
         check_method({"method": "lora", "blocks": 1}, networks["test_vit"])
+
+
+def test_finds_an_adapter_without_effect():
+    """timm's own first weights end each residual branch with zeros: nothing inside is seen."""
+    model = timm.create_model("test_convnext", num_classes=0)
+    assert float(model.stages[0].blocks[0].gamma.detach().abs().max()) <= 1e-5
+    with pytest.raises(AssertionError, match="no effect"):
+        check_method({"method": "ia3", "blocks": 1}, network_of(model, "test_convnext", 64))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_resnet", "test_convnext"])
+def test_the_backbones_of_these_tests_let_their_blocks_through(name):
+    network = random_backbone(name, 32 if "vit" in name else 64)
+    weights = {k: v for k, v in network.model.named_parameters() if v.ndim == 1}
+    scales = [k for k in weights if k.endswith((".gamma", ".weight"))]
+    assert scales
+    assert all(float(weights[k].detach().abs().mean()) > 0.3 for k in scales)
+    x = torch.randn(2, 3, network.facts.image_size, network.facts.image_size)
+    with torch.no_grad():
+        for block in range(network.depth):
+            below = network.advance(0, x, block)
+            above = network.run(below, block, block + 1)
+            if above.shape == below.shape:
+                assert (above - below).abs().max() > 1e-2, block
+
+
+def test_finds_what_changes_without_being_declared(monkeypatch):
+    inject = BitFit.inject.__func__
+
+    def drifts(cls, network, strata, readout):
+        norm = dict(network.model.named_buffers())["layer4.0.bn1.running_mean"]
+        injection = inject(cls, network, strata, readout)
+        return replace(injection, after_step=lambda step, total: norm.add_(1e-7))
+
+    _broken(monkeypatch, BitFit, "inject", classmethod(drifts))
+    with pytest.raises(AssertionError, match="changed that are not declared"):
+        check_method({"method": "bitfit", "blocks": 2}, random_backbone("test_resnet", 64))
+
+
+def test_finds_what_is_declared_and_never_trains(networks, monkeypatch):
+    inject = BitFit.inject.__func__
+
+    def idle(cls, network, strata, readout):
+        injection = inject(cls, network, strata, readout)
+        next(iter(injection.trainable.values())).register_hook(torch.zeros_like)
+        return injection
+
+    _broken(monkeypatch, BitFit, "inject", classmethod(idle))
+    with pytest.raises(AssertionError, match="never changed"):
+        check_method({"method": "bitfit", "blocks": 2}, networks["test_vit"])
+
+
+def test_finds_a_draw_that_is_not_saved(networks, monkeypatch):
+    inject = LoraBOnly.inject.__func__
+
+    def forgets(cls, network, strata, readout):
+        return replace(inject(cls, network, strata, readout), fixed={})
+
+    _broken(monkeypatch, LoraBOnly, "inject", classmethod(forgets))
+    with pytest.raises(AssertionError, match="reloaded outputs differ"):
+        check_method({"method": "lora_b_only", "blocks": 2}, networks["test_vit"])
 
 
 # The list: a method is in it by being registered. What moves the output at the start by its

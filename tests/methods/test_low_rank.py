@@ -332,6 +332,6 @@ def test_refusals(networks, name, raw, words):
 
 
 def test_alpha_follows_the_rank(vit):
-    for method, r in (("lora_b_only", 8), ("pego", 2), ("spafit", 4)):
-        (stratum,) = canonical({"method": method, "r": r}, vit.facts).strata
+    for method, r, more in (("lora_b_only", 8, {}), ("pego", 2, {}), ("spafit", 4, {"c2": 2})):
+        (stratum,) = canonical({"method": method, "r": r, **more}, vit.facts).strata
         assert stratum.options["lora_alpha"] == 2 * r

@@ -122,6 +122,24 @@ def test_a_wide_kernel(networks, name):
     check_method(raw_of(name, [0, 0], modules=["conv2"]), networks["test_resnet"], noise=0.3)
 
 
+@pytest.mark.parametrize("net", ["test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["ia3", "loha", "lokr"])
+def test_a_depthwise_convolution(networks, net, name):
+    check_method(raw_of(name, modules=["conv_dw"]), networks[net], noise=0.3)
+    (stratum,) = canonical(raw_of(name), networks[net].facts).strata
+    assert "conv_dw" in stratum.modules
+
+
+@pytest.mark.parametrize("name", ["lora", "hira", "lora_b_only", "gps", "svdiff"])
+def test_other_methods_refuse_convolutions_of_several_groups(networks, name):
+    facts = networks["test_convnext"].facts
+    said = "conv_dw of test_convnext has several groups.*These take it: ia3, loha, lokr"
+    with pytest.raises(UserError, match=said):
+        canonical({"method": name, "modules": ["conv_dw", "fc1"]}, facts)
+    for stratum in canonical({"method": name}, facts).strata:
+        assert "conv_dw" not in stratum.modules
+
+
 @pytest.mark.parametrize("name", ["boft", "ln_tuning"])
 def test_efficientnet(networks, name):
     check(raw_of(name), networks["test_efficientnet"])
