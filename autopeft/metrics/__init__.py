@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autopeft.evaluation import Evaluation
-from autopeft.metrics import classification, cost, fairness
+from autopeft.metrics import (
+    calibration,
+    classification,
+    cost,
+    fairness,
+    generalization,
+    memorization,
+    odds,
+)
 
 Direction = Literal["maximize", "minimize"]
 
@@ -24,7 +32,8 @@ class Metric:
         function: Evaluation -> value, None where undefined.
         direction: which way is better.
         meaning: one line in plain words.
-        needs: what the evaluation must hold: ``groups``, ``thresholds``, ``train``, ``probe``.
+        needs: what the evaluation must hold: ``groups``, ``thresholds``, ``memorization``
+            (scores of members and non-members).
         every_fidelity: whether a half-trained model's value ranks it fairly. Gap and
             memorization do not: an untrained model is "fair" and "private" (TRAPS A4).
     """
@@ -38,6 +47,11 @@ class Metric:
     def __call__(self, evaluation: Evaluation) -> float | None:
         """The metric's value."""
         return self.function(evaluation)
+
+
+def _macro(by_class: Mapping[str, float | None]) -> float | None:
+    values = [value for value in by_class.values() if value is not None]
+    return sum(values) / len(values) if values else None
 
 
 METRICS: Mapping[str, Metric] = {
@@ -66,6 +80,43 @@ METRICS: Mapping[str, Metric] = {
         "minimize",
         "mean negative log-likelihood",
     ),
+    "tpr_at_specificity": Metric(
+        lambda e: classification.tpr_at_specificity(e.search),
+        "maximize",
+        "sensitivity where the ROC curve reaches specificity .90, mean over classes",
+    ),
+    "f1": Metric(
+        lambda e: _macro(classification.f1(e.search, e.thresholds)) if e.thresholds else None,
+        "maximize",
+        "F1 at the frozen threshold, mean over classes",
+        needs=("thresholds",),
+    ),
+    "specificity": Metric(
+        lambda e: (
+            _macro(classification.specificity(e.search, e.thresholds)) if e.thresholds else None
+        ),
+        "maximize",
+        "share of negatives cleared at the frozen threshold, mean over classes",
+        needs=("thresholds",),
+    ),
+    "ece": Metric(
+        lambda e: calibration.ece(e.search),
+        "minimize",
+        "debiased calibration error of the probability, mean over classes (200 patients or more)",
+        every_fidelity=False,
+    ),
+    "calibration_slope_error": Metric(
+        lambda e: calibration.slope_error(e.search),
+        "minimize",
+        "distance of the calibration slope from 1, mean over classes",
+        every_fidelity=False,
+    ),
+    "calibration_intercept_error": Metric(
+        lambda e: calibration.intercept_error(e.search),
+        "minimize",
+        "distance of the calibration intercept from 0, mean over classes",
+        every_fidelity=False,
+    ),
     "worst_group_auroc": Metric(
         fairness.worst_group_auroc,
         "maximize",
@@ -80,10 +131,45 @@ METRICS: Mapping[str, Metric] = {
         every_fidelity=False,
     ),
     "equalized_odds_difference": Metric(
-        fairness.equalized_odds_difference,
+        odds.equalized_odds_difference,
         "minimize",
         "largest difference between groups in sensitivity or false alarms at the frozen threshold",
         needs=("groups", "thresholds"),
+        every_fidelity=False,
+    ),
+    "equalized_odds_ratio": Metric(
+        odds.equalized_odds_ratio,
+        "maximize",
+        "smallest ratio between groups of sensitivities or of false-alarm rates; 1 is equal",
+        needs=("groups", "thresholds"),
+        every_fidelity=False,
+    ),
+    "demographic_parity_difference": Metric(
+        odds.demographic_parity_difference,
+        "minimize",
+        "largest difference between groups in the share called positive, whatever the truth",
+        needs=("groups", "thresholds"),
+        every_fidelity=False,
+    ),
+    "demographic_parity_ratio": Metric(
+        odds.demographic_parity_ratio,
+        "maximize",
+        "smallest ratio between groups of the shares called positive; 1 is equal",
+        needs=("groups", "thresholds"),
+        every_fidelity=False,
+    ),
+    "memorization": Metric(
+        memorization.memorization,
+        "minimize",
+        "how well an attack tells training patients from others: its AUC minus that of the null",
+        needs=("memorization",),
+        every_fidelity=False,
+    ),
+    "generalization_gap": Metric(
+        generalization.generalization_gap,
+        "minimize",
+        "AUROC on training patients minus AUROC on patients cut from the same split",
+        needs=("memorization",),
         every_fidelity=False,
     ),
     "trainable_params": Metric(

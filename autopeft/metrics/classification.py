@@ -8,13 +8,90 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from autopeft.evaluation import Floats, Predictions
-from autopeft.metrics.pairs import Indices, Statistic, defined, macro, pair
+from autopeft.metrics.pairs import Indices, Statistic, Steps, defined, macro, pair
+
+SPECIFICITY = 0.90  # where TPR at a fixed specificity is read
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One class's known rows of one part, highest score first, read where a positive is found.
+
+    Attributes:
+        positive: running sum of the positives, at each run of equal scores that holds one.
+        every: running sum of all rows there, and at the end.
+    """
+
+    positive: Steps
+    every: Steps
+
+    def _counts(self, weight: Floats) -> tuple[Floats, Floats, Floats]:
+        """Positives and negatives down to each place [E, B], and all negatives [B]."""
+        hits, seen = self.positive.sums(weight), self.every.sums(weight)
+        false = seen - np.concatenate([hits, hits[-1:]])
+        return hits, false[:-1], false[-1]
+
+    def average_precision(self, weight: Floats) -> tuple[Floats, Floats]:
+        """Average precision and weighted positives, each [B], under unit weights [U, B]."""
+        if not len(self.positive.unit):
+            return np.full(weight.shape[1], np.nan), np.zeros(weight.shape[1])
+        hits, false, negatives = self._counts(weight)
+        seen = hits + false
+        precision = np.divide(hits, seen, out=np.zeros_like(seen), where=seen > 0)
+        total = (np.diff(hits, axis=0, prepend=0) * precision).sum(axis=0)
+        return _where_both(total, hits[-1], negatives)
+
+    def tpr_at_specificity(
+        self, weight: Floats, specificity: float = SPECIFICITY
+    ) -> tuple[Floats, Floats]:
+        """Highest sensitivity that keeps the specificity, and weighted positives, each [B]."""
+        if not len(self.positive.unit):
+            return np.full(weight.shape[1], np.nan), np.zeros(weight.shape[1])
+        hits, false, negatives = self._counts(weight)
+        kept = (false <= (1 - specificity) * negatives + _SLACK).sum(axis=0)
+        found = np.concatenate([np.zeros((1, weight.shape[1])), hits])
+        return _where_both(found[kept, np.arange(len(kept))], hits[-1], negatives)
+
+
+def ranked(p: Predictions, column: int, unit: Indices) -> list[Ranked]:
+    """Sorts one class's known rows, part by part.
+
+    Args:
+        p: predictions.
+        column: the class.
+        unit: [N], index of each row's unit.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    score, found = p.rank_score[:, column], []
+    known = ~np.isnan(p.target[:, column])
+    if np.isnan(score[known]).any():
+        raise ValueError("scores hold NaN; such a trial must be told as failed, not ranked")
+    for part in np.unique(p.part):
+        rows = np.flatnonzero(known & (p.part == part))
+        rows = rows[np.argsort(-score[rows], kind="stable")]
+        positive = p.target[rows, column] == 1
+        # Ties move together: each positive is read at the end of its run of equal scores.
+        ends = np.searchsorted(-score[rows], -score[rows[positive]], side="right")
+        places, last = np.unique(ends, return_counts=True)
+        every = np.append(places, len(rows))
+        steps = Steps(unit[rows[positive]], np.cumsum(last))
+        found.append(Ranked(steps, Steps(unit[rows], every)))
+    return found
+
+
+def _where_both(total: Floats, positives: Floats, negatives: Floats) -> tuple[Floats, Floats]:
+    """Total over positives, NaN where a side is missing; and the positives."""
+    both = (positives > 0) & (negatives > _SLACK)
+    return np.divide(total, positives, out=np.full_like(total, np.nan), where=both), positives
 
 
 def auroc_binary(
@@ -71,7 +148,7 @@ def auroc_by_class(p: Predictions) -> dict[str, float | None]:
 
 def average_precision(p: Predictions) -> float | None:
     """Macro average precision; inside a class the parts are averaged by their positives."""
-    return _macro(p, average_precision_by_class(p))
+    return _macro(average_precision_by_class(p))
 
 
 def average_precision_by_class(p: Predictions) -> dict[str, float | None]:
@@ -79,39 +156,65 @@ def average_precision_by_class(p: Predictions) -> dict[str, float | None]:
 
     Not interpolated. None where a class has only one label: positives alone would give 1.
     """
-    score = p.rank_score
-    found: dict[str, float | None] = {}
-    for c, name in enumerate(p.classes):
-        parts = [p.part == value for value in np.unique(p.part)]
-        each = [_average_precision(score[rows, c], p.target[rows, c]) for rows in parts]
-        counts = [int((p.target[rows, c] == 1).sum()) for rows in parts]
-        kept = [(v, n) for v, n in zip(each, counts, strict=True) if v is not None]
-        total = sum(n for _, n in kept)
-        found[name] = sum(v * n for v, n in kept) / total if total else None
-    return found
+    return _by_ranking(p, Ranked.average_precision)
+
+
+def tpr_at_specificity(p: Predictions, specificity: float = SPECIFICITY) -> float | None:
+    """Macro sensitivity where the ROC curve reaches the specificity."""
+    return _macro(tpr_at_specificity_by_class(p, specificity))
+
+
+def tpr_at_specificity_by_class(
+    p: Predictions, specificity: float = SPECIFICITY
+) -> dict[str, float | None]:
+    """Highest sensitivity of each class among thresholds that keep the specificity.
+
+    A point of the ROC curve of these rows, not interpolated: it describes a ranking. The share
+    of findings that a frozen threshold finds is `sensitivity`. With several parts each model has
+    its own threshold. None where a class has only one label.
+    """
+    if not 0 <= specificity <= 1:
+        raise ValueError(f"specificity {specificity} is not in [0, 1]")
+    return _by_ranking(p, lambda r, w: r.tpr_at_specificity(w, specificity))
 
 
 def brier(p: Predictions) -> float | None:
     """Macro Brier score: mean squared error of the probability, one class against the rest."""
-    return _proper(p, lambda q, y: (q - y) ** 2)
+    return _mean(brier_rows(p))
 
 
 def log_loss(p: Predictions) -> float | None:
     """Mean negative log-likelihood: of the true class for multiclass, else macro over classes."""
-    if p.kind == "multiclass":
-        rows = ~np.isnan(p.target).any(axis=1)
-        q = (p.probability[rows] * p.target[rows]).sum(axis=1)
-        return defined(-np.log(np.maximum(q, _TINY)).mean()) if rows.any() else None
-    return _proper(p, lambda q, y: -np.log(np.maximum(np.where(y == 1, q, 1 - q), _TINY)))
+    return _mean(log_loss_rows(p))
 
 
 def accuracy(p: Predictions) -> float | None:
     """Share of right decisions: likeliest class for multiclass, else probability >= .5."""
+    return _mean(accuracy_rows(p))
+
+
+def brier_rows(p: Predictions) -> Floats:
+    """Squared error of each probability [N, C]; NaN where the target is unknown."""
+    return (p.probability - p.target) ** 2
+
+
+def log_loss_rows(p: Predictions) -> Floats:
+    """Negative log-likelihood: [N, 1] for multiclass, else [N, C]; NaN where unknown."""
+    q, y = p.probability, p.target
     if p.kind == "multiclass":
-        rows = ~np.isnan(p.target).any(axis=1)
-        right = p.score[rows].argmax(axis=1) == p.target[rows].argmax(axis=1)
-        return float(right.mean()) if rows.any() else None
-    return _proper(p, lambda q, y: ((q >= 0.5) == (y == 1)).astype(np.float64))
+        return -np.log(np.maximum((q * y).sum(axis=1, keepdims=True), _TINY))  # type: ignore[no-any-return]
+    loss = -np.log(np.maximum(np.where(y == 1, q, 1 - q), _TINY))
+    return np.where(np.isnan(y), np.nan, loss)
+
+
+def accuracy_rows(p: Predictions) -> Floats:
+    """1 for a right decision, else 0: [N, 1] for multiclass, else [N, C]; NaN where unknown."""
+    unknown = np.isnan(p.target)
+    if p.kind == "multiclass":
+        right = p.score.argmax(axis=1) == np.nan_to_num(p.target).argmax(axis=1)
+        return np.where(unknown.any(axis=1), np.nan, right)[:, None]
+    right = (p.probability >= 0.5) == (p.target == 1)
+    return np.where(unknown, np.nan, right)
 
 
 def fit_threshold(p: Predictions, sensitivity: float = 0.90) -> tuple[float | None, ...]:
@@ -131,10 +234,51 @@ def fit_threshold(p: Predictions, sensitivity: float = 0.90) -> tuple[float | No
     found: list[float | None] = []
     for c in range(len(p.classes)):
         positive = np.sort(p.probability[p.target[:, c] == 1, c])[::-1]
-        # The subtraction keeps 0.9 * 10 = 9.000000000000002 from asking for a tenth positive.
-        needed = math.ceil(sensitivity * len(positive) - 1e-9)
+        needed = math.ceil(sensitivity * len(positive) - _SLACK)
         found.append(float(positive[needed - 1]) if len(positive) else None)
     return tuple(found)
+
+
+def fit_threshold_at_specificity(
+    p: Predictions, specificity: float = SPECIFICITY
+) -> tuple[float | None, ...]:
+    """One operating point a class: the lowest threshold that still reaches the specificity.
+
+    For fitting on ``search``, as `fit_threshold`. The threshold lies just above the highest
+    negative that may not be called, so that it need not be a score that occurs.
+
+    Args:
+        p: predictions on the split that may be fitted on.
+        specificity: share of negative rows that must score below the threshold, in [0, 1).
+
+    Returns:
+        A probability for each class; None for a class without negatives.
+    """
+    if not 0 <= specificity < 1:
+        raise ValueError(f"specificity {specificity} is not in [0, 1)")
+    found: list[float | None] = []
+    for c in range(len(p.classes)):
+        negative = np.sort(p.probability[p.target[:, c] == 0, c])
+        needed = math.ceil(specificity * len(negative) - _SLACK)
+        lowest = np.nextafter(negative[needed - 1], np.inf) if needed else 0.0
+        found.append(float(lowest) if len(negative) else None)
+    return tuple(found)
+
+
+def f1(p: Predictions, thresholds: Sequence[float | None]) -> dict[str, float | None]:
+    """F1 of each class at its frozen threshold: 2 TP / (2 TP + FP + FN).
+
+    None without a threshold, or where a class has only one label: of positives alone, calling
+    everything would be perfect.
+    """
+    made, found = decisions(p, thresholds), dict[str, float | None]()
+    for c, name in enumerate(p.classes):
+        known = ~np.isnan(made[:, c])
+        called, y = made[known, c], p.target[known, c]
+        right = float((called * y).sum())
+        both = known.any() and 0 < y.sum() < len(y)
+        found[name] = 2 * right / float(called.sum() + y.sum()) if both else None
+    return found
 
 
 def sensitivity(p: Predictions, thresholds: Sequence[float | None]) -> dict[str, float | None]:
@@ -155,20 +299,33 @@ def decisions(p: Predictions, thresholds: Sequence[float | None]) -> Floats:
 
 
 _TINY = np.finfo(np.float64).tiny
+_SLACK = 1e-9  # keeps 0.9 * 10 = 9.000000000000002 from asking for a tenth
 
 
-def _macro(p: Predictions, by_class: dict[str, float | None]) -> float | None:
+def _macro(by_class: dict[str, float | None]) -> float | None:
     values = [v for v in by_class.values() if v is not None]
     return float(np.mean(values)) if values else None
 
 
-def _proper(p: Predictions, error: Callable[[Floats, Floats], Floats]) -> float | None:
-    q, values = p.probability, []
-    for c in range(len(p.classes)):
-        rows = ~np.isnan(p.target[:, c])
-        if rows.any():
-            values.append(error(q[rows, c], p.target[rows, c]).mean())
-    return float(np.mean(values)) if values else None
+def _mean(rows: Floats) -> float | None:
+    """Mean over the columns of their means over known rows."""
+    known = ~np.isnan(rows)
+    means = [rows[known[:, c], c].mean() for c in range(rows.shape[1]) if known[:, c].any()]
+    return float(np.mean(means)) if means else None
+
+
+def _by_ranking(
+    p: Predictions, value: Callable[[Ranked, Floats], tuple[Floats, Floats]]
+) -> dict[str, float | None]:
+    """A metric of the ranking, parts averaged by their positives; None where undefined."""
+    found: dict[str, float | None] = {}
+    one = np.ones((len(p.patient), 1))
+    for c, name in enumerate(p.classes):
+        values = [value(r, one) for r in ranked(p, c, np.arange(len(p.patient)))]
+        kept = [(float(v[0]), float(n[0])) for v, n in values if np.isfinite(v[0])]
+        total = sum(n for _, n in kept)
+        found[name] = sum(v * n for v, n in kept) / total if total else None
+    return found
 
 
 def _share(
@@ -185,16 +342,3 @@ def _share(
             float(rule(q[rows, c], limit).mean()) if known and limit is not None else None
         )
     return found
-
-
-def _average_precision(score: Floats, target: Floats) -> float | None:
-    known = ~np.isnan(target)
-    score, target = score[known], target[known]
-    positives = target.sum()
-    if positives == 0 or positives == len(target):
-        return None
-    order = np.argsort(-score.astype(np.float64), kind="stable")
-    score, target = score[order], target[order]
-    ends = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)  # ties move together
-    hits = np.cumsum(target)[ends]
-    return float((np.diff(hits, prepend=0) * hits / (ends + 1)).sum() / positives)

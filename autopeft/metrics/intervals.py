@@ -6,36 +6,42 @@ The unit is the patient: a resample draws patients with replacement and takes al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from autopeft.evaluation import Floats, Predictions
-from autopeft.metrics.classification import (
-    accuracy,
-    auroc_by_class,
-    auroc_statistic,
-    average_precision,
-)
-from autopeft.metrics.fairness import (
-    Counted,
-    gap_statistic,
-    group_statistic,
-    worst_group_statistic,
-)
+from autopeft.metrics.classification import auroc_by_class, auroc_statistic
+from autopeft.metrics.delong import components
+from autopeft.metrics.fairness import Counted
 from autopeft.metrics.groups import LEAST, class_counts, patient_index
-from autopeft.metrics.pairs import Indices, defined
+from autopeft.metrics.pairs import defined
+from autopeft.metrics.resampling import (
+    MetricName,
+    check_same_rows,
+    difference,
+    patient_weights,
+    prepared,
+)
 
-MetricName = str | Callable[[Predictions], float | None]
 Verdict = Literal["better", "not worse", "worse", "cannot tell"]
 
 # Higher is better, and paired intervals are known: what a verdict can be about.
 COMPARABLE = ("auroc", "worst_group_auroc", "average_precision", "accuracy")
 
+# Averaged over the classes that have both labels.
+_RANKINGS = (
+    "auroc",
+    "average_precision",
+    "tpr_at_specificity",
+    "calibration_intercept",
+    "calibration_slope",
+)
+
 # Fewer defined resamples than this share and the interval would describe a selection of them.
-_DEFINED = 0.5
+DEFINED = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,6 @@ class Interval:
         }
 
 
-class _Weighted(Protocol):
-    """A metric that can be computed under patient weights [U, B]."""
-
-    def values(self, weight: Floats) -> Floats: ...
-
-
 def bootstrap(
     p: Predictions | Sequence[Predictions],
     metric: MetricName = "auroc",
@@ -94,8 +94,10 @@ def bootstrap(
 
     Args:
         p: predictions of one model, or a list of repeats on the same rows (their mean).
-        metric: one of `COMPARABLE`, ``auroc:NAME`` of one class or one group
-            (``auroc:sex=F``), or any function of predictions (slow: rows are copied).
+        metric: one of `COMPARABLE`, ``brier``, ``log_loss``, ``tpr_at_specificity``,
+            ``calibration_slope``, ``calibration_intercept``; any of these of one class, as
+            ``auroc:NAME``; AUROC of one group (``auroc:sex=F``; of the others take the group's
+            rows); or any function of predictions (slow: rows are copied).
         n: resamples.
         seed: seed of the draws.
         alpha: 1 - coverage.
@@ -206,6 +208,51 @@ def recipe_interval(
     )
 
 
+def delong_interval(
+    p: Predictions,
+    baseline: Predictions | None = None,
+    alpha: float = 0.05,
+    classes: Sequence[str] | None = None,
+) -> Interval | None:
+    """Interval of the macro AUROC without resampling, a cross-check of `bootstrap` and `paired`.
+
+    DeLong's components summed by patient (Obuchowski 1997), value +- z standard errors. It may
+    leave [0, 1], and it is too narrow near 1, where the bootstrap's is skewed.
+
+    Args:
+        p: predictions.
+        baseline: if given, the interval of the paired difference on the same rows.
+        alpha: 1 - coverage.
+        classes: the classes to average; None = all in which the AUROC is defined.
+
+    Returns:
+        None where the AUROC is undefined, or one patient carries all positives or negatives.
+
+    Raises:
+        ValueError: the baseline is on other rows.
+    """
+    from scipy.special import ndtri
+
+    sides = [p] if baseline is None else [p, baseline]
+    check_same_rows(sides)
+    unit, patients = patient_index(p)
+    cells = [c for q in sides for c in auroc_statistic(q, unit, classes).cells]
+    if not cells:
+        return None
+    k = len(cells) // len(sides)
+    sign = np.repeat([1.0, -1.0][: len(sides)], k) / k
+    parts = components(cells, patients)
+    value = defined(float(sign @ parts.value))
+    variance = float(sign @ parts.covariance() @ sign)
+    if value is None or not np.isfinite(variance):
+        return None
+    se = float(np.sqrt(max(variance, 0.0)))
+    wide, one_sided = (float(ndtri(1 - share)) for share in (alpha / 2, alpha))
+    enough = metric_enough(p, "auroc", None)
+    bounds = value - wide * se, value + wide * se, value - one_sided * se
+    return Interval(value, *bounds, se, patients, 0, enough)
+
+
 def verdict(interval: Interval | None, margin: float) -> Verdict:
     """What the paired interval of winner minus baseline may be called (PROTOCOL 6).
 
@@ -246,52 +293,6 @@ def levelled_down(groups: Mapping[str, Interval | None], margin: float) -> tuple
     return tuple(g for g, i in groups.items() if i is not None and i.high < -margin)
 
 
-_BY_COPY = {"average_precision": average_precision, "accuracy": accuracy}
-
-
-@dataclass(frozen=True)
-class _Copied:
-    """Any metric, resampled by copying rows: one call of the function for each resample."""
-
-    p: Predictions
-    unit: Indices
-    function: Callable[[Predictions], float | None]
-
-    def values(self, weight: Floats) -> Floats:
-        found = np.full(weight.shape[1], np.nan)
-        for b in range(weight.shape[1]):
-            rows = np.repeat(np.arange(len(self.unit)), weight[self.unit, b].astype(int))
-            value = self.function(self.p.take(rows))
-            found[b] = np.nan if value is None else value
-        return found
-
-
-def _prepared(
-    p: Predictions,
-    unit: Indices,
-    metric: MetricName,
-    counted: Counted | None,
-    labels: Counted | None,
-) -> _Weighted:
-    """The metric on these predictions, sorted once."""
-    if callable(metric):
-        return _Copied(p, unit, metric)
-    if metric == "auroc":
-        return auroc_statistic(p, unit)
-    if metric == "worst_group_auroc":
-        return worst_group_statistic(p, unit, counted or {}, labels)
-    if metric == "auroc_gap":
-        return gap_statistic(p, unit, counted or {}, labels)
-    if metric in _BY_COPY:
-        return _Copied(p, unit, _BY_COPY[metric])
-    kind, _, name = metric.partition(":")
-    if kind == "auroc" and name in p.classes:
-        return auroc_statistic(p, unit, (name,))
-    if kind == "auroc" and any(name in groups for groups in (counted or {}).values()):
-        return group_statistic(p, unit, name, counted or {}, labels)
-    raise ValueError(f"no interval is known for metric {metric!r}")
-
-
 def _interval(
     a: list[Predictions],
     b: list[Predictions],
@@ -304,25 +305,36 @@ def _interval(
 ) -> Interval | None:
     if metric == "auroc_gap" and not b:
         return None
-    _check_same_rows([*a, *b])
+    check_same_rows([*a, *b])
     unit, patients = patient_index(a[0])
-    first, second = (
-        [_prepared(p, unit, metric, counted, labels) for p in side] for side in (a, b)
-    )
-    value = defined(_difference(first, second, np.ones((patients, 1)))[0])
+    first, second = ([prepared(p, unit, metric, counted, labels) for p in side] for side in (a, b))
+    value = defined(difference(first, second, np.ones((patients, 1)))[0])
     if value is None or patients < 2:
         return None
-    drawn = [_difference(first, second, w) for w in _weights(patients, len(unit), n, seed)]
-    found = np.concatenate(drawn)
-    kept = found[np.isfinite(found)]
-    if len(kept) < max(2, _DEFINED * n):
+    drawn = [difference(first, second, w) for w in patient_weights(patients, len(unit), n, seed)]
+    enough = metric_enough(a[0], metric, counted)
+    return percentile_interval(value, np.concatenate(drawn), n, alpha, patients, enough)
+
+
+def percentile_interval(
+    value: float, drawn: Floats, n: int, alpha: float, patients: int, enough: bool
+) -> Interval | None:
+    """From [n] resampled values to an interval; None when fewer than half of them are defined."""
+    kept = drawn[np.isfinite(drawn)]
+    if len(kept) < max(2, DEFINED * n):
         return None
     low, high, floor = np.quantile(kept, [alpha / 2, 1 - alpha / 2, alpha]).tolist()
-    se, enough = float(kept.std(ddof=1)), _enough(a[0], metric, counted)
+    se = float(kept.std(ddof=1))
     return Interval(value, low, high, floor, se, patients, n - len(kept), enough)
 
 
-def _enough(p: Predictions, metric: MetricName, counted: Counted | None) -> bool:
+def sides_enough(p: Predictions, columns: Sequence[int], sides: tuple[bool, bool]) -> bool:
+    """Whether these classes have `LEAST` positive, and negative, patients, where asked for."""
+    counts = class_counts(p)
+    return all((counts[s][list(columns)] >= LEAST).all() for s in (0, 1) if sides[s])
+
+
+def metric_enough(p: Predictions, metric: MetricName, counted: Counted | None) -> bool:
     """Whether all classes that the metric averages have `LEAST` patients on both sides."""
     kind, _, name = metric.partition(":") if isinstance(metric, str) else ("", "", "")
     groups = {group for names in (counted or {}).values() for group in names}
@@ -330,20 +342,15 @@ def _enough(p: Predictions, metric: MetricName, counted: Counted | None) -> bool
         return True  # groups are scored from as many patients on, else there is no interval
     positive, negative = class_counts(p)
     found = (positive >= LEAST) & (negative >= LEAST)
-    if kind == "accuracy" and p.kind == "multiclass":
+    if kind in ("accuracy", "log_loss") and p.kind == "multiclass":
         return bool(found.any())  # a share of rows: no class is averaged
     if name:
         used = np.array([c == name for c in p.classes])
-    elif kind in ("auroc", "average_precision"):
+    elif kind in _RANKINGS:
         used = np.array([value is not None for value in auroc_by_class(p).values()])
     else:
         used = positive + negative > 0
     return bool(found[used].all())
-
-
-def _difference(a: list[_Weighted], b: list[_Weighted], weight: Floats) -> Floats:
-    value = np.mean([m.values(weight) for m in a], axis=0)
-    return value - np.mean([m.values(weight) for m in b], axis=0) if b else value  # type: ignore[no-any-return]
 
 
 def _points(
@@ -355,32 +362,5 @@ def _points(
     """The metric of each repeat on all patients, [S]."""
     unit, patients = patient_index(repeats[0])
     one = np.ones((patients, 1))
-    values = [_prepared(p, unit, metric, counted, labels).values(one)[0] for p in repeats]
+    values = [prepared(p, unit, metric, counted, labels).values(one)[0] for p in repeats]
     return np.array(values)
-
-
-def _weights(patients: int, rows: int, n: int, seed: int) -> Iterator[Floats]:
-    """Blocks [patients, B] that hold how often each resample drew each patient; B sums to n."""
-    rng = np.random.default_rng(seed)
-    # A block of rows x B float64 stays near 2.5 MB: inside the second-level cache it runs twice
-    # as fast as with all resamples at once.
-    size = int(np.clip(320_000 // max(rows, 1), 8, 256))
-    for start in range(0, n, size):
-        b = min(size, n - start)
-        drawn = rng.integers(0, patients, (b, patients)) + patients * np.arange(b)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=b * patients).reshape(b, patients)
-        yield np.ascontiguousarray(counts.T, dtype=np.float64)
-
-
-def _check_same_rows(every: list[Predictions]) -> None:
-    first = every[0]
-    for other in every[1:]:
-        same = (
-            other.score.shape == first.score.shape
-            and np.array_equal(other.patient, first.patient)
-            and np.array_equal(other.target, first.target, equal_nan=True)
-            and other.groups.keys() == first.groups.keys()
-            and all(np.array_equal(v, other.groups[k]) for k, v in first.groups.items())
-        )
-        if not same:
-            raise ValueError("predictions to be compared are not on the same rows")

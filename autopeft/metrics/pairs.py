@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,42 @@ import numpy.typing as npt
 from autopeft.evaluation import Floats
 
 Indices = npt.NDArray[np.intp]
+Placed = tuple[Indices, Floats]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Running sums of row weights, at the few places where they are read.
+
+    Attributes:
+        unit: [n], unit of each row, in the order of the sum.
+        edges: [E], ascending: a sum takes so many first rows.
+    """
+
+    unit: Indices
+    edges: Indices
+
+    def sums(self, weight: Floats) -> Floats:
+        """[E, B] under unit weights [U, B]."""
+        if weight.shape[1] == 1:  # not worth a matrix
+            total = np.append(0.0, np.cumsum(weight[self.unit, 0]))
+            return total[self.edges, None]
+        return np.cumsum(self._blocks @ weight[: self._blocks.shape[1]], axis=0)
+
+    @cached_property
+    def _blocks(self) -> Any:
+        """How often each unit stands between two edges: ten times faster than row by row."""
+        block = np.searchsorted(self.edges, np.arange(len(self.unit)), side="right")
+        kept = block < len(self.edges)
+        return counts(block[kept], self.unit[kept], len(self.edges))
+
+
+def counts(row: Indices, unit: Indices, rows: int, value: float = 1.0) -> Any:
+    """Sparse matrix [rows, units] that adds the weights of units into rows."""
+    from scipy.sparse import csr_array  # a third of a second that one AUROC need not wait for
+
+    units = int(unit.max()) + 1 if len(unit) else 0
+    return csr_array((np.full(len(unit), value), (row, unit)), shape=(rows, units))
 
 
 @dataclass(frozen=True)
@@ -31,12 +68,41 @@ class _Segment:
 
     def concordance(self, weight: Floats) -> tuple[Floats, Floats]:
         """Weighted concordant pairs (ties count half) and weighted pairs, each [B]."""
-        total = np.zeros((len(self.many) + 1, weight.shape[1]))
-        np.cumsum(weight[self.many], axis=0, out=total[1:])
-        few = weight[self.few]
-        pairs = few.sum(axis=0) * total[-1]
-        lower = np.einsum("ib,ib->b", few, total[self.below] + total[self.up_to]) / 2
+        lower = np.einsum("eb,eb->b", self._few(weight), self._steps.sums(weight))
+        few, many = (np.bincount(units, minlength=len(weight)) for units in (self.few, self.many))
+        pairs = (few @ weight) * (many @ weight)
         return (lower if self.few_positive else pairs - lower), pairs
+
+    def _few(self, weight: Floats) -> Floats:
+        """[E, B]: weight of `few` at each edge, a half where it starts and ends to outrank."""
+        if weight.shape[1] == 1:
+            at, unit = self._places
+            return np.bincount(at, weight[unit, 0] / 2).astype(np.float64)[:, None]
+        return self._halves @ weight[: self._halves.shape[1]]  # type: ignore[no-any-return]
+
+    @cached_property
+    def _steps(self) -> Steps:
+        return Steps(self.many, np.unique([self.below, self.up_to]))
+
+    @cached_property
+    def _places(self) -> tuple[Indices, Indices]:
+        at = np.searchsorted(self._steps.edges, np.concatenate([self.below, self.up_to]))
+        return at, np.concatenate([self.few, self.few])
+
+    @cached_property
+    def _halves(self) -> Any:
+        return counts(*self._places, len(self._steps.edges), 0.5)
+
+    def placements(self) -> tuple[Placed, Placed]:
+        """Of each positive and negative: its unit, and the share of pairs in right order."""
+        few = (self.below + self.up_to) / 2  # how many of `many` each of `few` outranks
+        ends = (np.bincount(at, minlength=len(self.many) + 1) for at in (self.below, self.up_to))
+        # A `few` at position k of the sorted `many` outranks exactly those before k.
+        outranked = np.sum([len(self.few) - np.cumsum(at)[:-1] for at in ends], axis=0) / 2
+        few, many = few / len(self.many), outranked / len(self.few)
+        if self.few_positive:
+            return (self.few, few), (self.many, many)
+        return (self.many, 1 - many), (self.few, 1 - few)
 
 
 @dataclass(frozen=True)

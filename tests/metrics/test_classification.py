@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
@@ -15,6 +15,7 @@ def draw(y, seed, ties):
     return np.round(score) if ties else score
 
 
+@settings(deadline=None)
 @given(y=labels, seed=seeds, ties=st.booleans())
 def test_auroc_and_average_precision_equal_sklearn(table, y, seed, ties):
     y = np.array(y)
@@ -30,6 +31,7 @@ def test_auroc_and_average_precision_equal_sklearn(table, y, seed, ties):
     assert m.average_precision(p) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(seed=seeds, n=st.integers(4, 40))
 def test_weights_equal_sklearn(seed, n):
     rng = np.random.default_rng(seed)
@@ -39,6 +41,7 @@ def test_weights_equal_sklearn(seed, n):
     assert m.auroc_binary(score, y, weight=weight) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(y=labels, seed=seeds)
 def test_brier_log_loss_accuracy_equal_sklearn(table, y, seed):
     y = np.array(y)
@@ -52,6 +55,7 @@ def test_brier_log_loss_accuracy_equal_sklearn(table, y, seed):
     assert m.accuracy(p) == pytest.approx(sk.accuracy_score(truth, q >= 0.5))
 
 
+@settings(deadline=None)
 @given(seed=seeds)
 def test_multiclass_equals_sklearn(table, seed):
     rng = np.random.default_rng(seed)
@@ -98,6 +102,7 @@ def test_trap_a3_one_number_for_the_split_not_a_mean_of_batches(table):
     assert m.auroc(table(score[shuffled], y[shuffled])) == whole
 
 
+@settings(deadline=None)
 @given(seed=seeds, n=st.integers(1, 60), target=st.sampled_from([0.5, 0.8, 0.9, 0.95, 1.0]))
 def test_threshold_is_the_highest_that_reaches_the_sensitivity(table, seed, n, target):
     rng = np.random.default_rng(seed)
@@ -114,6 +119,7 @@ def test_threshold_is_the_highest_that_reaches_the_sensitivity(table, seed, n, t
         assert m.sensitivity(p, (t,))["c0"] < target
 
 
+@settings(deadline=None)
 @given(seed=seeds)
 def test_operating_point_equals_sklearn(table, seed):
     rng = np.random.default_rng(seed)
@@ -136,6 +142,81 @@ def test_trap_a5_a_threshold_fitted_on_the_judged_split_flatters(table):
     assert min(own) >= 0.9
     assert min(frozen) < 0.9
     assert np.mean(own) > np.mean(frozen)
+
+
+@settings(deadline=None)
+@given(y=labels, seed=seeds, ties=st.booleans(), target=st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+def test_tpr_at_specificity_is_the_best_point_of_the_curve(table, y, seed, ties, target):
+    y = np.array(y)
+    score, known = draw(y, seed, ties), ~np.isnan(y)
+    found = m.tpr_at_specificity(table(score, y), target)
+    if len(set(y[known])) < 2:
+        assert found is None
+        return
+    fpr, tpr, _ = sk.roc_curve(y[known], score[known], drop_intermediate=False)
+    assert found == pytest.approx(tpr[fpr <= 1 - target + 1e-9].max(), abs=1e-12)
+
+
+def test_tpr_at_specificity_gives_each_part_its_own_threshold(table):
+    y, part = np.array([0, 0, 1, 0, 0, 1]), np.repeat([0, 1], 3)
+    score = np.array([0.0, 1, 2, 5, 6, 7])
+    assert m.tpr_at_specificity(table(score, y), 1.0) == 0.5
+    assert m.tpr_at_specificity(table(score, y, part=part), 1.0) == 1.0
+    with pytest.raises(ValueError, match="specificity"):
+        m.tpr_at_specificity(table(score, y), 1.1)
+
+
+@settings(deadline=None)
+@given(seed=seeds, n=st.integers(1, 60), target=st.sampled_from([0.0, 0.5, 0.8, 0.9, 0.95]))
+def test_threshold_at_specificity_is_the_lowest_that_reaches_it(table, seed, n, target):
+    rng = np.random.default_rng(seed)
+    p = table(np.round(rng.normal(size=n), 1), rng.integers(0, 2, n))
+    (limit,) = m.fit_threshold_at_specificity(p, target)
+    if not (p.target == 0).any():
+        assert limit is None
+        return
+    assert m.specificity(p, (limit,))["c0"] >= target - 1e-12
+    lower = np.unique(p.probability)
+    for t in lower[lower < limit]:
+        assert m.specificity(p, (t,))["c0"] < target
+    curve = m.tpr_at_specificity(p, target)
+    if curve is not None:
+        assert m.sensitivity(p, (limit,))["c0"] == pytest.approx(curve)
+    with pytest.raises(ValueError, match="specificity"):
+        m.fit_threshold_at_specificity(p, 1.0)
+
+
+@settings(deadline=None)
+@given(y=labels, seed=seeds, ties=st.booleans())
+def test_f1_equals_sklearn(table, y, seed, ties):
+    y = np.array(y)
+    p, known = table(draw(y, seed, ties), y), ~np.isnan(y)
+    found = m.f1(p, (0.6,))["c0"]
+    assert m.f1(p, (None,)) == {"c0": None}
+    if len(set(y[known])) < 2:
+        assert found is None
+        return
+    made = p.probability[known, 0] >= 0.6
+    assert found == pytest.approx(sk.f1_score(y[known], made, zero_division=0), abs=1e-12)
+
+
+def test_a_patient_with_all_images_changes_no_point_value(table):
+    """The patient is the unit of intervals; a point value counts images, whoever they are of."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 40).astype(float)
+    score = rng.normal(size=40)
+    many, one = table(score, y), table(score, y, patient=["x"] * 40)
+    for metric in (m.auroc, m.average_precision, m.tpr_at_specificity, m.brier, m.log_loss):
+        assert metric(many) == metric(one)
+    assert m.f1(many, (0.5,)) == m.f1(one, (0.5,))
+    assert m.fit_threshold(many) == m.fit_threshold(one)
+
+
+def test_nan_scores_are_refused_by_every_ranking(table):
+    p = table([0.1, np.nan, 0.3], [0, 1, 1])
+    for metric in (m.auroc, m.average_precision, m.tpr_at_specificity):
+        with pytest.raises(ValueError, match="NaN"):
+            metric(p)
 
 
 def test_decisions_keep_what_is_unknown_unknown(table):

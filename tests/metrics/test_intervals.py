@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from autopeft.evaluation import Cost, Evaluation
-from autopeft.metrics import METRICS, intervals
+from autopeft.metrics import METRICS, intervals, resampling
 from autopeft.metrics.classification import auroc, brier
 from autopeft.metrics.intervals import (
     Interval,
@@ -82,7 +82,7 @@ def test_worst_group_resamples_equal_sklearn(table):
 def test_the_draws_do_not_depend_on_the_size_of_a_block():
     blocks = {}
     for rows in (1, 5_000, 10**6):
-        blocks[rows] = np.concatenate(list(intervals._weights(40, rows, 300, 0)), axis=1)
+        blocks[rows] = np.concatenate(list(resampling.patient_weights(40, rows, 300, 0)), axis=1)
     assert {b.shape for b in blocks.values()} == {(40, 300)}
     assert np.array_equal(blocks[1], blocks[5_000])
     assert np.array_equal(blocks[1], blocks[10**6])
@@ -124,7 +124,7 @@ def test_no_interval_when_most_resamples_are_undefined(table, monkeypatch):
     y = [1, 0, 0]  # the positive patient is not drawn in 8 of 27, alone in 1 of 27 resamples
     found = bootstrap(table([0.1, 0.2, 0.3], y), n=2000)
     assert found.dropped / 2000 == pytest.approx(9 / 27, abs=0.04)
-    monkeypatch.setattr(intervals, "_DEFINED", 0.8)
+    monkeypatch.setattr(intervals, "DEFINED", 0.8)
     assert bootstrap(table([0.1, 0.2, 0.3], y), n=2000) is None
 
 
@@ -333,10 +333,10 @@ def test_paired_difference_rejects_equal_models_as_often_as_it_says(table):
 
 @pytest.mark.slow
 def test_a_large_bootstrap_takes_seconds(table):
-    """2,000 resamples of 20,000 rows and 14 labels: 3 s on one core where this was written."""
+    """2,000 resamples of 20,000 rows and 14 labels: 1 s of one core where this was written."""
     rng = np.random.default_rng(0)
     y = (rng.random((20_000, 14)) < 0.2).astype(float)
     p = table(rng.normal(size=y.shape) + y, y, patient=rng.integers(0, 8000, 20_000))
     start = time.process_time()
     assert bootstrap(p).dropped == 0
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 10

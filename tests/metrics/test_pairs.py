@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopeft.metrics.pairs import Statistic, defined, macro, pair
@@ -25,6 +25,7 @@ def brute(score, target, weight, part):
     return won / total if total else np.nan
 
 
+@settings(deadline=None)
 @given(rows=st.lists(row, max_size=25), weight=st.lists(st.integers(0, 3), min_size=5, max_size=5))
 def test_weighted_auroc_is_the_share_of_pairs(rows, weight):
     score, target, unit, part = (np.array(v) for v in zip(*rows, strict=True)) if rows else (
@@ -37,6 +38,7 @@ def test_weighted_auroc_is_the_share_of_pairs(rows, weight):
     np.testing.assert_allclose(found, expected, rtol=1e-12, equal_nan=True)
 
 
+@settings(deadline=None)
 @given(rows=st.lists(row, min_size=1, max_size=25))
 def test_integer_weights_equal_copied_rows(rows):
     score, target, unit, part = (np.array(v) for v in zip(*rows, strict=True))
