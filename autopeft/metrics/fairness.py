@@ -1,4 +1,4 @@
-"""Fairness between groups of patients: worst group, gap, equalized odds. fairlearn's only door.
+"""Fairness between groups of patients: worst group, gap, ranking across groups, missed findings.
 
 The search ranks by worst-group AUROC. The gap is shown and never optimized alone: a constant
 score has gap 0, and so has hurting the better group (TRAPS A4).
@@ -7,12 +7,20 @@ score has gap 0, and so has hurting the better group (TRAPS A4).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from autopeft.evaluation import Evaluation, Floats, Predictions
-from autopeft.metrics.classification import decisions
-from autopeft.metrics.groups import LEAST, Scored, patient_counts, scored_groups
+from autopeft.metrics.classification import auroc_binary, decisions
+from autopeft.metrics.groups import (
+    LEAST,
+    UNKNOWN,
+    Scored,
+    class_counts,
+    patient_counts,
+    scored_groups,
+)
 from autopeft.metrics.pairs import Indices, Pairs, Statistic, defined, macro, pair
 
 Counted = Mapping[str, Sequence[str]]
@@ -41,7 +49,7 @@ def group_aurocs(
     found: dict[str, float | None] = dict.fromkeys(groups)
     rows = np.arange(len(p.patient))
     for scored in scored_groups(p, {attribute: groups}, fixed, least):
-        cells = _cells(p, scored, rows)
+        cells = group_cells(p, scored, rows)
         for g, group in enumerate(scored.groups):
             own = cells[g * len(scored.columns) : (g + 1) * len(scored.columns)]
             found[group] = Statistic(own, macro, len(rows)).value
@@ -55,7 +63,7 @@ def group_statistic(
     for scored in scored_groups(p, counted, labels):
         if group in scored.groups:
             start = scored.groups.index(group) * len(scored.columns)
-            cells = _cells(p, scored, unit)[start : start + len(scored.columns)]
+            cells = group_cells(p, scored, unit)[start : start + len(scored.columns)]
             return Statistic(cells, macro, _units(unit))
     return Statistic((), macro, _units(unit))
 
@@ -130,46 +138,13 @@ def label_gaps(
         if len(scored.groups) < 2:
             continue
         shape = [(len(scored.groups), len(scored.columns))]
-        every = Statistic(_cells(p, scored, unit), lambda v: v, len(unit))
+        every = Statistic(group_cells(p, scored, unit), lambda v: v, len(unit))
         (block,) = _blocks(every.values(np.ones((len(unit), 1))), shape)
         for k, c in enumerate(scored.columns):
             gap = defined(np.ptp(block[0, :, k]))
             if gap is not None:
                 found[p.classes[c]] = gap
     return found
-
-
-def equalized_odds_difference(evaluation: Evaluation) -> float | None:
-    """Largest difference between groups in TPR or FPR at the frozen thresholds.
-
-    Mean over the attribute's label set, largest over attributes (Hardt et al. 2016, through
-    fairlearn). fairlearn says 0 for the rate of a group without positives or negatives; here
-    such a group is never handed to it: only groups scored on counts are, and one that lost its
-    rows to undefined thresholds makes the answer None (TRAPS A1, A2).
-    """
-    # fairlearn loads pandas and scikit-learn, seconds that most callers of this file never need.
-    from fairlearn.metrics import equalized_odds_difference as difference
-
-    p, worst = evaluation.search, []
-    if not evaluation.thresholds:
-        return None
-    made = decisions(p, evaluation.thresholds)
-    for scored in scored_groups(p, evaluation.counted, evaluation.labels):
-        if len(scored.groups) < 2:
-            continue
-        names, gaps = p.groups[scored.attribute], []
-        for c in scored.columns:
-            rows = np.isin(names, scored.groups) & ~np.isnan(made[:, c])
-            target, decided, member = p.target[rows, c], made[rows, c], names[rows]
-            if not _both_labels(target, member, scored.groups):
-                return None
-            gaps.append(
-                difference(
-                    target.astype(int), decided.astype(int), sensitive_features=member.astype(str)
-                )
-            )
-        worst.append(float(np.mean(gaps)))
-    return max(worst, default=None)
 
 
 def missed_findings(
@@ -195,8 +170,68 @@ def missed_findings(
     return found
 
 
-def _cells(p: Predictions, scored: Scored, unit: Indices) -> tuple[Pairs, ...]:
-    """Pairs of each group and label, group by group."""
+@dataclass(frozen=True)
+class Across:
+    """How a group's rows rank against everybody else's, for one label (Borkan et al. 2019).
+
+    Attributes:
+        attribute: e.g. ``sex``.
+        group: e.g. ``sex=F``.
+        label: class name.
+        bpsn: AUROC of the others' positives against the group's negatives (background positive,
+            subgroup negative). Low: the group's healthy score too high, false alarms.
+        bnsp: AUROC of the group's positives against the others' negatives. Low: the group's
+            ill score too low, missed findings.
+    """
+
+    attribute: str
+    group: str
+    label: str
+    bpsn: float | None
+    bnsp: float | None
+
+
+def across_groups(
+    p: Predictions, attribute: str, groups: Sequence[str], least: int = LEAST
+) -> tuple[Across, ...]:
+    """BPSN and BNSP AUROC of each group and label: one threshold serves groups that rank alike.
+
+    The background of a group is all other rows with a known group, counted or not. Equal AUROCs
+    inside the groups say nothing of this: shift one group's scores and only these two move.
+
+    Args:
+        p: predictions.
+        attribute: e.g. ``sex``.
+        groups: the groups to compare with their background.
+        least: patients needed on the side that each of the two has to supply; else None.
+    """
+    names, score, found = p.groups[attribute], p.rank_score, []
+    for group in groups:
+        own, rest = names == group, (names != group) & (names != UNKNOWN)
+        counts = [class_counts(p.take(rows)) for rows in (own, rest)]
+        (own_positive, own_negative), (rest_positive, rest_negative) = counts
+        for c, label in enumerate(p.classes):
+            y = p.target[:, c]
+            values = []
+            for up, down, enough in (
+                (rest, own, min(rest_positive[c], own_negative[c])),
+                (own, rest, min(own_positive[c], rest_negative[c])),
+            ):
+                rows = (up & (y == 1)) | (down & (y == 0))
+                value = auroc_binary(score[rows, c], y[rows], p.part[rows])
+                values.append(value if enough >= max(least, 1) else None)
+            found.append(Across(attribute, group, label, *values))
+    return tuple(found)
+
+
+def group_cells(p: Predictions, scored: Scored, unit: Indices) -> tuple[Pairs, ...]:
+    """Pairs of each group and label, group by group: cell g * labels + l.
+
+    Args:
+        p: predictions.
+        scored: the groups and columns.
+        unit: [N], index of each row's unit.
+    """
     score, found = p.rank_score, []
     for group in scored.groups:
         rows = np.flatnonzero(p.groups[scored.attribute] == group)
@@ -220,7 +255,7 @@ def _plan(
     for scored in scored_groups(p, counted, labels):
         if len(scored.groups) >= least_groups:
             shapes.append((len(scored.groups), len(scored.columns)))
-            cells += _cells(p, scored, unit)
+            cells += group_cells(p, scored, unit)
     return shapes, cells
 
 
@@ -233,7 +268,3 @@ def _blocks(values: Floats, shapes: Sequence[tuple[int, int]]) -> list[Floats]:
 
 def _units(unit: Indices) -> int:
     return int(unit.max()) + 1 if len(unit) else 0
-
-
-def _both_labels(target: Floats, member: Floats, groups: Sequence[str]) -> bool:
-    return all(set(target[member == group]) == {0.0, 1.0} for group in groups)

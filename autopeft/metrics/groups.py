@@ -61,9 +61,26 @@ class GroupRow:
     @property
     def text(self) -> str:
         """``.861``, or ``n/a (12+/3-)`` where it is not scored."""
-        if self.auroc is None:
-            return f"n/a ({self.positives}+/{self.negatives}-)"
-        return f"{self.auroc:.3f}"
+        return cell_text(self.auroc, self.positives, self.negatives)
+
+
+def cell_text(value: float | None, positives: int, negatives: int, shared: bool = False) -> str:
+    """A cell of a table by group: the value, or the counts where it is not scored.
+
+    Args:
+        value: e.g. an AUROC; None = not scored.
+        positives: positive patients.
+        negatives: negative patients.
+        shared: whether the table leaves the house; counts below 11 then read ``<11``.
+    """
+    if value is not None:
+        return f"{value:.3f}"
+    return f"n/a ({count_text(positives, shared)}+/{count_text(negatives, shared)}-)"
+
+
+def count_text(patients: int, shared: bool = False) -> str:
+    """A number of patients; ``<11`` for 0 to 10 in a table that leaves the house."""
+    return "<11" if shared and patients < 11 else str(patients)
 
 
 def patient_index(p: Predictions) -> tuple[Indices, int]:
@@ -147,6 +164,30 @@ def scored_groups(
         if kept.any() and 2 * common.sum() >= len(columns):
             names = tuple(g for g, k in zip(known, kept, strict=True) if k)
             found.append(Scored(attribute, names, tuple(int(c) for c in columns[common])))
+    return tuple(found)
+
+
+def scorable_groups(
+    p: Predictions, attribute: str, groups: Sequence[str], least: int = LEAST
+) -> tuple[Scored, ...]:
+    """Each label alone, in all of the groups that can score it: what is left without a summary.
+
+    Args:
+        p: predictions (only targets, patients and groups are read).
+        attribute: e.g. ``sex``.
+        groups: the groups that count.
+        least: patients needed on either side.
+
+    Returns:
+        One entry for each label that at least two groups can score.
+    """
+    known = [g for g in groups if g != UNKNOWN]
+    enough = _enough(p, attribute, known, least)
+    found = []
+    for c in range(len(p.classes)):
+        names = tuple(g for g, k in zip(known, enough[:, c], strict=True) if k)
+        if len(names) >= 2:
+            found.append(Scored(attribute, names, (c,)))
     return tuple(found)
 
 

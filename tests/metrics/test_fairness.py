@@ -97,38 +97,6 @@ def test_what_is_scored_does_not_depend_on_the_scores(table):
         assert list(fairness.group_aurocs(q, "sex", ("F", "M")).values()).count(None) == 0
 
 
-def test_trap_a2_no_rate_is_made_of_nothing(table):
-    """fairlearn's rate of a group without negatives is 0 and its difference .5; here None."""
-    sex = np.repeat(["F", "M"], 40)
-    y = np.concatenate([np.tile([0, 1], 20), np.ones(40)])
-    p = table(np.tile([1.0, -1.0], 40), y, groups={"sex": sex})
-    assert fairness.equalized_odds_difference(evaluation(p, thresholds=(0.5,))) is None
-
-
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 1000))
-def test_equalized_odds_is_the_larger_of_two_differences(table, seed):
-    p = simulate(table, seed, classes=2)
-    limits, gaps = (0.6, 0.4), []
-    for c, limit in enumerate(limits):
-        rows = ~np.isnan(p.target[:, c])
-        y, made = p.target[rows, c], (p.probability[rows, c] >= limit).astype(int)
-        sex = p.groups["sex"][rows]
-        rates = [
-            [recall_score(y[sex == g], made[sex == g], pos_label=side) for g in ("F", "M")]
-            for side in (0, 1)
-        ]
-        gaps.append(max(abs(a - b) for a, b in rates))
-    found = fairness.equalized_odds_difference(evaluation(p, thresholds=limits))
-    assert found == pytest.approx(np.mean(gaps))
-
-
-def test_equalized_odds_without_thresholds_is_undefined(table):
-    assert fairness.equalized_odds_difference(evaluation(simulate(table))) is None
-    undefined = evaluation(simulate(table), thresholds=(None,))
-    assert fairness.equalized_odds_difference(undefined) is None
-
-
 def test_missed_findings_is_one_minus_sensitivity(table):
     p = simulate(table)
     found = fairness.missed_findings(p, "sex", ("F", "M"), (0.7,))
@@ -185,3 +153,38 @@ def test_parts_count_inside_groups_too(table):
     score = y + 5 * part + 0.1 * rng.random(80)
     p = table(score, y, part=part, groups={"sex": sex})
     assert fairness.worst_group_auroc(evaluation(p)) == 1.0
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), ties=st.booleans())
+def test_bpsn_and_bnsp_equal_sklearn_on_the_named_rows(table, seed, ties):
+    """Borkan et al. 2019: background positives against the group's negatives, and the reverse."""
+    p = simulate(table, seed, classes=2, ties=ties)
+    for found in fairness.across_groups(p, "age", ("<40", ">=60")):
+        c, own = p.classes.index(found.label), p.groups["age"] == found.group
+        y, score = p.target[:, c], p.score[:, c]
+        bpsn, bnsp = (~own & (y == 1)) | (own & (y == 0)), (own & (y == 1)) | (~own & (y == 0))
+        assert found.bpsn == pytest.approx(roc_auc_score(y[bpsn], score[bpsn]))
+        assert found.bnsp == pytest.approx(roc_auc_score(y[bnsp], score[bnsp]))
+
+
+def test_a_shifted_group_is_seen_across_groups_only(table):
+    p = simulate(table, n=2000)
+    shifted = table(p.score + (p.groups["sex"] == "F")[:, None], p.target, groups=p.groups)
+    assert fairness.auroc_gap(evaluation(shifted)) == fairness.auroc_gap(evaluation(p))
+    before, after = (fairness.across_groups(q, "sex", ("F",))[0] for q in (p, shifted))
+    assert after.bpsn < before.bpsn - 0.1  # healthy women score too high: false alarms
+    assert after.bnsp > before.bnsp + 0.1
+
+
+def test_across_groups_needs_patients_on_its_own_side_only(table):
+    sex = np.repeat(["F", "M", "unknown"], 40)
+    y = np.concatenate([np.ones(40), np.tile([0, 1], 40)])
+    p = table(np.random.default_rng(0).normal(size=120) + y, y, groups={"sex": sex})
+    women, men = fairness.across_groups(p, "sex", ("F", "M"))
+    assert women.bpsn is None
+    assert women.bnsp is not None
+    assert men.bpsn is not None  # the women's positives, the men's negatives
+    assert men.bnsp is None  # nobody else is known and negative
+    alone = table(p.score, p.target, patient=np.zeros(120), groups=p.groups)
+    assert fairness.across_groups(alone, "sex", ("F",))[0].bnsp is None

@@ -1,8 +1,11 @@
 import numpy as np
 
 from autopeft.metrics.groups import (
+    cell_text,
+    count_text,
     group_table,
     patient_counts,
+    scorable_groups,
     scorable_labels,
     scored_groups,
     unscored_groups,
@@ -109,3 +112,19 @@ def test_labels_fixed_below_half_of_all_give_no_summary(table):
     p = cells(table, {"F": [(20, 20)] * 3, "M": [(20, 20)] * 3})
     assert scored_groups(p, {"sex": ("F", "M")}, {"sex": ("c0",)}) == ()
     assert scored_groups(p, {"sex": ("F", "M")}, {"sex": ()}) == ()
+
+
+def test_labels_that_only_some_groups_can_score_are_kept_per_label(table):
+    enough, few = (20, 20), (5, 20)
+    p = cells(table, {"F": [enough, enough], "M": [few, enough], "X": [enough, few]})
+    found = scorable_groups(p, "sex", ("F", "M", "X", "unknown"))
+    assert [(s.groups, s.columns) for s in found] == [(("F", "X"), (0,)), (("F", "M"), (1,))]
+    assert scorable_groups(p, "sex", ("M",)) == ()
+
+
+def test_counts_below_eleven_do_not_leave_the_house():
+    assert cell_text(0.8614, 12, 3) == "0.861"
+    assert cell_text(None, 12, 3) == "n/a (12+/3-)"
+    assert cell_text(None, 12, 3, shared=True) == "n/a (12+/<11-)"
+    assert [count_text(n, shared=True) for n in (0, 10, 11)] == ["<11", "<11", "11"]
+    assert count_text(3) == "3"
