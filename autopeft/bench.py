@@ -34,6 +34,9 @@ class Model:
     candidate: Candidate
 
 
+Both = tuple[Predictions, Predictions]  # of members, of non-members
+
+
 @dataclass(frozen=True)
 class Audience:
     """What the driver needs to turn scores into evaluations.
@@ -48,6 +51,8 @@ class Audience:
         setup: digest of the workers' setup.
         epochs: length of a full training.
         labels: attribute -> labels that its groups are scored on.
+        members: the train rows that memorization is measured on, where it is.
+        null: scores of ``members`` and of the probe rows by something that has seen neither.
     """
 
     run_dir: Path
@@ -59,17 +64,26 @@ class Audience:
     setup: str
     epochs: int
     labels: dict[str, tuple[str, ...]] | None = None
+    members: Rows | None = None
+    null: tuple[Floats, Floats] | None = None
 
     def predictions(self, outcome: Outcome, split: str, repeat: int) -> Predictions:
         """Stored scores with the split's targets, patients and groups."""
+        return self.of(self.stored(outcome, "score"), split, repeat)
+
+    def stored(self, outcome: Outcome, name: str) -> Floats:
+        """One array of a job's predictions."""
         assert outcome.predictions is not None
         with np.load(self.run_dir / "predictions" / outcome.predictions) as stored:
-            score = stored["score"]
-        return self.of(score, split, repeat)
+            score: Floats = stored[name]
+        return score
 
     def of(self, score: Floats, split: str, repeat: int) -> Predictions:
         """Scores [N, C] of a split as predictions."""
-        rows = self.rows[split]
+        return self.table(score, self.rows[split], split, repeat)
+
+    def table(self, score: Floats, rows: Rows, split: str, repeat: int = 0) -> Predictions:
+        """Scores [N, C] of any rows with labels as predictions."""
         assert rows.label is not None
         return Predictions(
             score=score.astype(np.float32),
@@ -83,11 +97,40 @@ class Audience:
             repeat=repeat,
         )
 
+    def both(self, train: Floats, probe: Floats, repeat: int = 0) -> Both | None:
+        """Scores of ``members`` and probe as predictions; None where memorization is not asked."""
+        if self.members is None:
+            return None
+        return self.table(train, self.members, "train", repeat), self.of(probe, "probe", repeat)
+
+    def members_of(self, outcome: Outcome, repeat: int = 0) -> Both | None:
+        """A training's stored scores of ``members`` and probe, where it stored them."""
+        if self.members is None:
+            return None
+        train, probe = (self.stored(outcome, name) for name in ("train", "probe"))
+        return self.both(train, probe, repeat)
+
     def evaluation(
-        self, predictions: Predictions, cost: Cost, reference: dict[str, float] | None = None
+        self,
+        predictions: Predictions,
+        cost: Cost,
+        reference: dict[str, float] | None = None,
+        outcome: Outcome | None = None,
     ) -> Evaluation:
-        """What an objective sees; thresholds are fitted on these predictions' split."""
+        """What an objective sees; thresholds are fitted on these predictions' split.
+
+        Args:
+            predictions: of one split.
+            cost: of the training.
+            reference: metric -> the strongest baseline's value.
+            outcome: of the training, for objectives that ask who was trained on.
+        """
+        seen = self.members_of(outcome, predictions.repeat) if outcome else None
+        train, probe = seen or (None, None)
         return Evaluation(
+            train=train,
+            probe=probe,
+            null=self.both(*self.null) if self.null else None,
             search=predictions,
             cost=cost,
             counted=self.counted,
@@ -143,6 +186,19 @@ class Bench:
         )
         for key, job in jobs.items():
             self.trained[key] = done[job.name]
+
+    def train_parts(
+        self, model: Model, parts: Sequence[str], role: str, bar: Bar
+    ) -> list[Outcome]:
+        """Trains one model from the start on each part of the patients, e.g. ``half:0``.
+
+        Raises:
+            RunError: a training failed, with its reason.
+        """
+        digest, last = self.audience.setup, self.audience.epochs
+        jobs = [Job("rung", digest, model.candidate, part=part, stop=last) for part in parts]
+        done = self._run(jobs, bar, lambda job: f"{role} {model.name} {job.part}".strip())
+        return [done[job.name] for job in jobs]
 
     def predict(
         self, models: Sequence[Model], repeats: Iterable[int], split: str, bar: Bar

@@ -105,6 +105,7 @@ class Evaluation:
         probe: predictions on the probe rows (non-members), when asked for.
         margin: the settings' ``--margin``.
         labels: attribute -> the labels that its groups are scored on, fixed before trial 1.
+        null: scores of ``train`` and ``probe`` by something that has seen neither.
     """
 
     search: Predictions
@@ -116,3 +117,4 @@ class Evaluation:
     probe: Predictions | None = None
     margin: float = 0.01
     labels: Mapping[str, tuple[str, ...]] | None = None
+    null: tuple[Predictions, Predictions] | None = None

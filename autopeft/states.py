@@ -1,13 +1,16 @@
-"""What a rung leaves in the run's ``states`` folder, and what a later one starts from."""
+"""What a job leaves in the run's folders, and what a later rung starts from."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,6 +18,7 @@ from torch import Tensor
 from autopeft.adapter import load_adapter
 from autopeft.backbones.network import Network
 from autopeft.errors import UserError
+from autopeft.files import write_bytes
 from autopeft.job import Job, Setup
 
 STATE = "state.safetensors"
@@ -132,3 +136,10 @@ def meta(setup: Setup, rule: Mapping[str, Any]) -> Mapping[str, Any]:
         "pixels": dict(rule),
         "weights": Path(setup.weights).name if setup.weights else None,
     }
+
+
+def save_arrays(setup: Setup, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Writes a file of predictions, for the owner's eyes only."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    write_bytes(Path(setup.run_dir) / "predictions" / name, stream.getvalue(), 0o600)

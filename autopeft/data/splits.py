@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 SPLITS = ("train", "search", "confirm", "test")
+PROBE = "probe"  # cut from train where memorization is measured, see ``data.probe``
 _LARGE = {"train": 0.70, "search": 0.10, "confirm": 0.05, "test": 0.15}
 _SMALL = {"train": 0.60, "search": 0.15, "confirm": 0.10, "test": 0.15}
 _LARGE_FROM = 5000

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from autopeft.data.groups import UNKNOWN
-from autopeft.data.splits import SPLITS, check_disjoint
+from autopeft.data.splits import PROBE, SPLITS, check_disjoint
 from autopeft.evaluation import Kind
 from autopeft.job import Rows
 
@@ -54,7 +54,7 @@ class Task:
         assert self._all.label.shape == (n, len(self.classes))
         assert np.array_equal(self._all.index, np.arange(n)), "rows are not in store order"
         assert tuple(self._all.groups) == self.attributes
-        assert set(np.unique(self._split).tolist()) <= {*SPLITS, *self.external}
+        assert set(np.unique(self._split).tolist()) <= {*SPLITS, PROBE, *self.external}
 
     @property
     def paths(self) -> npt.NDArray[Any]:
@@ -84,7 +84,7 @@ class Task:
         return h.hexdigest()[:16]
 
     def rows(self, split: str) -> Rows:
-        """Rows of ``train``, ``search`` or ``confirm``, and the sealed ones once opened.
+        """Rows of the splits of a search, and the sealed ones once they were opened.
 
         Raises:
             RuntimeError: ``test`` or an external check before ``open_test``.
@@ -99,9 +99,21 @@ class Task:
         return self._take("test")
 
     def _take(self, split: str) -> Rows:
-        if split not in (*SPLITS, *self.external):
-            raise KeyError(f"no split {split!r}: {', '.join((*SPLITS, *self.external))}")
+        known = (*SPLITS, PROBE, *self.external)
+        if split not in known:
+            raise KeyError(f"no split {split!r}: {', '.join(known)}")
         return self._all.take(np.flatnonzero(self._split == split))
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """Splits that trials may see: ``train``, ``search``, and ``probe`` where it was cut."""
+        return ("train", "search", *([PROBE] if (self._split == PROBE).any() else []))
+
+    def with_split(self, index: npt.NDArray[np.int64], name: str) -> Task:
+        """The task with some rows in another split."""
+        split = self._split.astype("U32")
+        split[index] = name
+        return replace(self, _split=split, _opened=[])
 
     def without(self, index: npt.NDArray[np.int64]) -> Task:
         """The task without some rows, numbered anew; only rows that may be read are known."""
