@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from autopeft.backbones.facts import Facts
-from autopeft.bench import Model
-from autopeft.candidate import Pool
+from autopeft.bench import Bench, Model
+from autopeft.candidate import Candidate, Pool
 from autopeft.errors import UserError, nearest
+from autopeft.evaluation import Predictions
+from autopeft.job import Job
 from autopeft.methods import canonical
+from autopeft.progress import Bar
 
 # Plain settings that a careful user would start from; none is tuned on any data set.
 _RAW: dict[str, dict[str, Any]] = {
@@ -24,9 +30,19 @@ _RAW: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "sampling": "group",
     },
+    "lora_r8_group_dro": {
+        "method": "lora",
+        "blocks": "all",
+        "r": 8,
+        "lora_alpha": 16,
+        "lr": 1e-3,
+        "sampling": "group",
+        "group_dro": True,
+    },
     "bitfit": {"method": "bitfit", "blocks": "all", "lr": 5e-3},
     "full": {"method": "full", "blocks": "all", "lr": 5e-5},
 }
+_FOR_GROUPS = ("lora_r8_group", "lora_r8_group_dro")  # where the objective reads groups
 REFERENCE = ("linear_probe", "lora_r8", "lora_r8_readout")  # their best is the utility floor
 
 
@@ -49,7 +65,7 @@ def names(asked: Sequence[str], needs_groups: bool) -> tuple[str, ...]:
             "--baseline",
             "linear_probe and lora_r8 are always needed: they set the accuracy floor.",
         )
-    chosen = asked or tuple(n for n in _RAW if needs_groups or n != "lora_r8_group")
+    chosen = asked or tuple(n for n in _RAW if needs_groups or n not in _FOR_GROUPS)
     return tuple(n for n in _RAW if n in chosen)
 
 
@@ -74,3 +90,60 @@ def make(
         candidate = canonical(raw, facts)
         models.setdefault(candidate.fingerprint, Model(name, candidate))
     return list(models.values())
+
+
+# ---- what needs no fine-tuning ------------------------------------------------------------------
+
+SIMPLE = ("knn", "demographics", "thumbnail")  # names in predictions.csv and in the report
+
+
+@dataclass(frozen=True)
+class Simple:
+    """Scores of one split by what needs no fine-tuning. Nothing here was drawn, so no repeats.
+
+    Attributes:
+        models: ``knn``, ``thumbnail``, and ``demographics`` where the task has groups; shown
+            beside the baselines, never winners.
+        groups: frozen features' scores for each known group, classes named by the groups, each
+            target 1 in the group, 0 in another of its attribute, NaN where that is unknown; None
+            without groups. For ``metrics.shortcuts``.
+        k: neighbors, as chosen inside train.
+    """
+
+    models: dict[str, Predictions]
+    groups: Predictions | None
+    k: int
+
+
+def simple(bench: Bench, probe: Candidate, split: str, bar: Bar) -> Simple:
+    """Fits on train, scores one split; a job that was done is read from the journal.
+
+    Args:
+        bench: runs the job; its audience must have the split open. Labels stay in the driver.
+        probe: the linear probe's candidate: neighbors are looked for at its readout.
+        split: ``search``, ``confirm`` or ``test``.
+        bar: progress.
+    """
+    audience, rows = bench.audience, bench.audience.rows[split]
+    blind = replace(rows, label=None)
+    job = Job("simple", audience.setup, probe, rows=blind, split=split)
+    outcome = bench.ask(job, bar)
+    assert outcome.predictions is not None
+    with np.load(audience.run_dir / "predictions" / outcome.predictions) as stored:
+        scores = {name: stored[name] for name in stored.files}
+    columns = [(str(a), str(g)) for a, g in outcome.extra["groups"]]
+    found = None
+    if "groups" in scores:
+        first = audience.of(np.zeros((len(rows), len(audience.classes))), split, 0)
+        target = [
+            np.where(rows.groups[a] == "unknown", np.nan, rows.groups[a] == g) for a, g in columns
+        ]
+        found = replace(
+            first,
+            score=scores["groups"],
+            target=np.stack(target, axis=1).astype(np.float32),
+            classes=tuple(g for _, g in columns),
+            kind="multilabel",
+        )
+    models = {name: audience.of(scores[name], split, 0) for name in SIMPLE if name in scores}
+    return Simple(models, found, int(outcome.extra["k"]))

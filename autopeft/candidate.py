@@ -34,7 +34,12 @@ class Stratum:
 
 @dataclass(frozen=True)
 class Train:
-    """How the adapter is trained. Fields that a method does not read hold their default."""
+    """How the adapter is trained. Fields that a method does not read hold their default.
+
+    ``group_dro`` weighs the cells that ``sampling`` draws equally often by how badly they are
+    served (``training/group_dro.py``); it is left out of the canonical JSON where it is off, so
+    that candidates from before there was one keep their fingerprint.
+    """
 
     optimizer: Literal["adamw", "sgd", "lbfgs"] = "adamw"
     lr: float = 1e-3
@@ -45,6 +50,14 @@ class Train:
     loss: Literal["bce", "weighted", "focal", "asl"] = "bce"
     sampling: Literal["plain", "label", "group", "label_x_group"] = "plain"
     head_init: Literal["probe", "random"] = "probe"
+    group_dro: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; what came later is left out where it holds its default."""
+        plain = dict(vars(self))
+        if not self.group_dro:
+            del plain["group_dro"]
+        return plain
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class Candidate:
                 }
                 for s in self.strata
             ],
-            "train": dict(vars(self.train)),
+            "train": self.train.to_dict(),
             "readout": dict(vars(self.readout)),
             "post": dict(vars(self.post)) if self.post else None,
         }

@@ -13,13 +13,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from autopeft import plugins
-from autopeft.errors import UserError, nearest
+from autopeft.errors import UserError
 from autopeft.evaluation import Evaluation
 from autopeft.metrics import METRICS, Direction
 from autopeft.metrics.front import Front, Values, select_front
 from autopeft.metrics.intervals import COMPARABLE
+from autopeft.rules import Rule, dto, knee, lexicographic, overall, worst_group
+from autopeft.terms import Measure, Term, check_metric, measure, name_of
 
-Measure = str | Callable[[Evaluation], float | None]
+__all__ = (
+    "UNDEFINED",
+    "AtLeast",
+    "AtMost",
+    "Bound",
+    "Objective",
+    "Rule",
+    "Term",
+    "dto",
+    "knee",
+    "lexicographic",
+    "list_objectives",
+    "load_objective",
+    "measure",
+    "overall",
+    "parse_bound",
+    "worst_group",
+)
 
 # The violation of a constraint that cannot be computed: finite, because Optuna reads a missing or
 # NaN constraint as feasible (TRAPS B2, B5), and JSON holds no infinity.
@@ -31,61 +50,6 @@ _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _ATOM = rf"(?:{_NUMBER}|reference|margin)"
 _SUM = re.compile(rf"\s*-?\s*{_ATOM}(?:\s*[+-]\s*{_ATOM})*\s*")
 _PART = re.compile(rf"([+-]?)\s*({_ATOM})")
-
-
-def _name(metric: Measure) -> str:
-    return metric if isinstance(metric, str) else getattr(metric, "__name__", repr(metric))
-
-
-def _check_metric(metric: Measure) -> None:
-    if isinstance(metric, str) and metric not in METRICS:
-        raise UserError(f"there is no metric {metric!r}", "objective", nearest(metric, METRICS))
-    if not isinstance(metric, str) and not callable(metric):
-        raise UserError(
-            f"metric {metric!r} is neither a name nor a function",
-            "objective",
-            nearest("", METRICS),
-        )
-
-
-@dataclass(frozen=True)
-class Term:
-    """One quantity to optimize.
-
-    Attributes:
-        metric: a name in ``autopeft.metrics.METRICS``, or a function Evaluation -> value or None.
-        direction: which way is better; may be left out for a named metric.
-    """
-
-    metric: Measure
-    direction: Direction | None = None
-
-    def __post_init__(self) -> None:
-        _check_metric(self.metric)
-        if self.direction is None and isinstance(self.metric, str):
-            object.__setattr__(self, "direction", METRICS[self.metric].direction)
-        if self.direction not in ("maximize", "minimize"):
-            raise UserError(
-                f"direction {self.direction!r} of {self.name} is not possible",
-                "objective",
-                'Write "maximize" or "minimize".',
-            )
-        if isinstance(self.metric, str) and self.direction != METRICS[self.metric].direction:
-            better = METRICS[self.metric].direction
-            raise UserError(
-                f"{self.name} is better when you {better} it, not {self.direction}", "objective"
-            )
-
-    @property
-    def name(self) -> str:
-        """The metric's name."""
-        return _name(self.metric)
-
-    def signed(self, value: float | None) -> float:
-        """The value so that higher is better; undefined is worse than anything."""
-        if value is None:
-            return -math.inf
-        return value if self.direction == "maximize" else -value
 
 
 @dataclass(frozen=True)
@@ -106,13 +70,13 @@ class Bound:
     word = ""
 
     def __post_init__(self) -> None:
-        _check_metric(self.metric)
+        check_metric(self.metric)
         object.__setattr__(self, "parts", parse_bound(self.bound))
 
     @property
     def name(self) -> str:
         """``auroc at least reference - margin``: the constraint's name in the study."""
-        return f"{_name(self.metric)} {self.word} {self.bound}"
+        return f"{name_of(self.metric)} {self.word} {self.bound}"
 
     @property
     def uses_reference(self) -> bool:
@@ -127,9 +91,9 @@ class Bound:
         """
         known = {"margin": evaluation.margin}
         if self.uses_reference:
-            if _name(self.metric) not in evaluation.reference:
-                raise ValueError(f"no reference value of {_name(self.metric)} was measured")
-            known["reference"] = evaluation.reference[_name(self.metric)]
+            if name_of(self.metric) not in evaluation.reference:
+                raise ValueError(f"no reference value of {name_of(self.metric)} was measured")
+            known["reference"] = evaluation.reference[name_of(self.metric)]
         return sum(s * (known[p] if isinstance(p, str) else p) for s, p in self.parts)
 
     def violation(self, evaluation: Evaluation) -> float:
@@ -151,39 +115,6 @@ class AtMost(Bound):
 
     sign = 1
     word = "at most"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Chooses one evaluation of a front: best by the first key, ties by the next, then the first.
-
-    A rule is data so that a replay can apply it to a table of values; any function from a list
-    of evaluations to an index may stand in its place.
-
-    Attributes:
-        name: as it is printed.
-        keys: what is compared, in this order.
-    """
-
-    name: str
-    keys: tuple[Term, ...]
-
-    def __call__(self, front: Sequence[Evaluation]) -> int:
-        """Index of the chosen evaluation.
-
-        Raises:
-            ValueError: the front is empty.
-        """
-        if not front:
-            raise ValueError("nothing to choose from: the front is empty")
-        table = [tuple(k.signed(measure(k.metric, e)) for k in self.keys) for e in front]
-        return max(range(len(table)), key=lambda i: (table[i], -i))
-
-
-overall = Rule("overall", (Term("auroc"), Term("trainable_params")))
-worst_group = Rule(
-    "worst_group", (Term("worst_group_auroc"), Term("auroc"), Term("trainable_params"))
-)
 
 
 @dataclass(frozen=True)
@@ -218,7 +149,7 @@ class Objective:
             raise UserError("an objective needs at least one term", "objective")
         named = [t.metric for t in self.terms] + [c.metric for c in self.constraints]
         for metric in (self.rung, self.primary, *self.shown):
-            _check_metric(metric)
+            check_metric(metric)
         if not METRICS[self.rung].every_fidelity or METRICS[self.rung].direction == "minimize":
             raise UserError(
                 f"{self.rung} cannot promote trials: it does not say which half-trained model is "
@@ -266,7 +197,7 @@ class Objective:
     @property
     def references(self) -> tuple[str, ...]:
         """Metrics whose baseline value must be frozen before trial 1."""
-        found = [_name(c.metric) for c in self.constraints if c.uses_reference]
+        found = [name_of(c.metric) for c in self.constraints if c.uses_reference]
         return tuple(dict.fromkeys(found))
 
     def values(self, evaluation: Evaluation) -> Values:
@@ -282,7 +213,7 @@ class Objective:
         every: list[Measure] = [t.metric for t in self.terms]
         every += [c.metric for c in self.constraints]
         every += [self.primary, self.rung, *self.shown]
-        return {_name(m): measure(m, evaluation) for m in dict.fromkeys(every)}
+        return {name_of(m): measure(m, evaluation) for m in dict.fromkeys(every)}
 
     def front(self, evaluations: Sequence[Evaluation]) -> Front:
         """Feasible, non-dominated evaluations; undefined values never enter.
@@ -302,26 +233,6 @@ class Objective:
             scale = abs(constraint.limit(evaluation)) or 1.0
             total += max(0.0, constraint.violation(evaluation)) / scale
         return total
-
-
-def measure(metric: Measure, evaluation: Evaluation) -> float | None:
-    """A metric's value by name or function; NaN and infinities become None.
-
-    Raises:
-        UserError: the user's own function failed or did not return a number.
-    """
-    if isinstance(metric, str):
-        return METRICS[metric](evaluation)
-    try:
-        value = metric(evaluation)
-        number = None if value is None else float(value)
-    except Exception as error:
-        raise UserError(
-            f"metric {_name(metric)} failed: {type(error).__name__}: {error}",
-            plugins.place(error, inspect.getsourcefile(metric) or ""),
-            "It must return a number, or None where it is undefined.",
-        ) from error
-    return number if number is not None and math.isfinite(number) else None
 
 
 def parse_bound(bound: float | str) -> tuple[tuple[int, float | str], ...]:

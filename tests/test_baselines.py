@@ -17,7 +17,7 @@ def facts():
 def test_all_that_the_objective_calls_for():
     plain = ("linear_probe", "lora_r8", "lora_r8_readout", "bitfit", "full")
     assert baselines.names((), False) == plain
-    assert set(baselines.names((), True)) == {*plain, "lora_r8_group"}
+    assert set(baselines.names((), True)) == {*plain, "lora_r8_group", "lora_r8_group_dro"}
     asked = ("full", "lora_r8", "linear_probe")
     assert baselines.names(asked, True) == ("linear_probe", "lora_r8", "full")
     assert set(baselines.REFERENCE) <= set(plain)
@@ -40,7 +40,7 @@ def test_they_are_plain_settings(facts):
     assert probe.strata == ()
     assert (probe.readout.block, probe.readout.pool) == (4, "avg")
     assert (probe.train.optimizer, probe.train.weight_decay) == ("lbfgs", 0.1)
-    for name in ("lora_r8", "lora_r8_group"):
+    for name in ("lora_r8", "lora_r8_group", "lora_r8_group_dro"):
         (stratum,) = models[name].strata
         assert stratum.blocks == (0, 5)
         assert (stratum.options["r"], stratum.options["lora_alpha"]) == (8, 16)
@@ -48,6 +48,8 @@ def test_they_are_plain_settings(facts):
         assert models[name].readout.pool == facts.own_pool
     assert models["lora_r8"].train.sampling == "plain"
     assert models["lora_r8_group"].train.sampling == "group"
+    assert models["lora_r8_group_dro"].train.group_dro
+    assert models["lora_r8_group_dro"].train.sampling == "group"
     assert models["lora_r8_readout"].readout == probe.readout
     assert models["lora_r8_readout"].strata[0].blocks == (0, 3)
     assert models["full"].method == "full"

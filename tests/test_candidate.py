@@ -67,6 +67,7 @@ def test_equal_to_six_digits_is_equal():
         Candidate((Stratum((6, 11), ("qkv",), "lora", LORA.options),), Train(), CANDIDATE.readout),
         Candidate((Stratum((6, 11), LORA.modules, "lora", {"r": 4}),), Train(), CANDIDATE.readout),
         Candidate((LORA,), Train(sampling="group"), Readout(12, "token")),
+        Candidate((LORA,), Train(group_dro=True), Readout(12, "token")),
         Candidate((LORA,), Train(), Readout(11, "token")),
         Candidate((LORA,), Train(), Readout(12, "avg")),
     ],
@@ -80,6 +81,13 @@ def test_it_is_read_back():
     assert again == CANDIDATE
     assert again.fingerprint == CANDIDATE.fingerprint
     assert Candidate.from_dict(CANDIDATE.to_dict()) == CANDIDATE
+
+
+def test_what_came_later_is_written_only_where_it_is_used():
+    robust = Candidate((LORA,), Train(sampling="group", group_dro=True), Readout(12, "token"))
+    assert json.loads(robust.to_json())["train"]["group_dro"] is True
+    assert "group_dro" not in json.loads(CANDIDATE.to_json())["train"]
+    assert Candidate.from_dict(json.loads(robust.to_json())) == robust
 
 
 def test_names_for_people():

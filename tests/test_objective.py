@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from autopeft.errors import UserError
 from autopeft.evaluation import Cost, Evaluation, Predictions
 from autopeft.metrics import METRICS
+from autopeft.metrics.classification import fit_threshold
 from autopeft.metrics.front import Front
 from autopeft.objective import (
     UNDEFINED,
@@ -210,13 +212,26 @@ def test_an_undefined_value_never_wins():
     assert worst_group([unknown, evaluate(29, 29)]) == 1
 
 
+def complete(e):
+    """The same with what thresholds and memorization need: two halves of the patients."""
+    p, n = e.search, len(e.search.patient)
+    quarters = np.arange(n) // 2 % 2 == 0
+    train, probe = p.take(quarters), p.take(~quarters)
+    strangers = (replace(train, score=0 * train.score), replace(probe, score=0 * probe.score))
+    return replace(
+        e, thresholds=fit_threshold(p), train=train, probe=probe, null=strangers
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", list_objectives())
 def test_builtin_objectives_are_one_page_that_works(name):
     objective = load_objective(name)
     assert objective.name == name
     assert len(objective.description) > 200
     reference = dict.fromkeys(objective.references, 0.5)
-    e = [evaluate(3 * i, 2 * i, params=i, reference=reference) for i in range(1, 5)]
+    e = [
+        complete(evaluate(3 * i, 2 * i, params=i, reference=reference, n=120)) for i in range(1, 5)
+    ]
     for one in e:
         assert None not in objective.values(one)
         assert all(v <= 0 for v in objective.violations(one).values())
@@ -235,6 +250,25 @@ def test_fairness_is_what_the_protocol_says():
     assert objective.needs == ("groups",)
     assert objective.choose.name == "worst_group"
     assert objective.shown == ("auroc_gap",)
+
+
+@pytest.mark.parametrize("name", list_objectives())
+def test_what_an_untrained_model_wins_never_promotes(name):
+    """A gap, memorization or calibration is best before training: a floor, and another rung."""
+    objective = load_objective(name)
+    assert METRICS[objective.rung].every_fidelity
+    assert all(METRICS[objective.terms[i].name].every_fidelity for i, _ in objective.promoting)
+    if name != "auroc":
+        assert "auroc at least reference - margin" in [c.name for c in objective.constraints]
+
+
+def test_what_gaps_need_not_to_level_down():
+    for name in ("fairness_gap", "equalized_odds"):
+        floors = [c.name for c in load_objective(name).constraints]
+        assert "worst_group_auroc at least reference - margin" in floors
+    assert load_objective("worst_group").rung == "worst_group_auroc"
+    assert load_objective("balanced").needs == ("groups", "memorization")
+    assert load_objective("memorization").needs == ("memorization",)
 
 
 def test_a_users_file_comes_through_the_same_door(tmp_path):

@@ -16,8 +16,9 @@ from autopeft.candidate import Train
 from autopeft.evaluation import Kind
 from autopeft.job import Rows
 from autopeft.training.augment import augment, choose_view, mix
+from autopeft.training.group_dro import GroupWeights, dro_cells
 from autopeft.training.images import ImageStore
-from autopeft.training.losses import loss_terms
+from autopeft.training.losses import row_terms
 from autopeft.training.precision import Device, Precision, autocast
 from autopeft.training.sampling import cell_weights, epoch_order, label_weights
 
@@ -102,7 +103,8 @@ def train_epochs(
         progress: called with (steps done, steps in all).
 
     Returns:
-        Mean loss of the last epoch, and the optimizer's state as named tensors.
+        Mean loss of the last epoch, and the optimizer's state (and the weights of group DRO) as
+        named tensors.
 
     Raises:
         NotFiniteError: the loss is NaN or infinite, or its gradients are at any loss scale.
@@ -117,6 +119,7 @@ def train_epochs(
     assert plan.rows.label is not None
     positive_weight = torch.from_numpy(label_weights(plan.rows.label)).to(plan.device)
     steps = math.ceil(len(plan.rows) / plan.batch_size)
+    dro = _group_weights(plan, steps, optimizer_state)
     mean_loss = math.nan
     adapted.set_train(True)
     for epoch in range(start, stop):
@@ -128,7 +131,7 @@ def train_epochs(
                 group["lr"] = lr * _schedule(epoch * steps + step, steps * plan.epochs)
             torch.manual_seed(int(mix(plan.seed, plan.repeat, epoch, step)) >> 1)
             part = order[rows], occurrence[rows]
-            loss = _step(adapted, plan, optimizer, scaler, positive_weight, epoch, *part)
+            loss = _step(adapted, plan, optimizer, scaler, positive_weight, dro, epoch, *part)
             if not math.isfinite(loss):
                 raise NotFiniteError(f"loss is {loss} at epoch {epoch}, step {step}")
             if adapted.after_step is not None:
@@ -137,7 +140,17 @@ def train_epochs(
             progress((epoch - start) * steps + step + 1, (stop - start) * steps)
         mean_loss = total / steps
     adapted.set_train(False)
-    return mean_loss, _named_state(optimizer, scaler, names)
+    return mean_loss, _named_state(optimizer, scaler, names) | (dro.state() if dro else {})
+
+
+def _group_weights(plan: Plan, steps: int, saved: dict[str, Tensor] | None) -> GroupWeights | None:
+    """The weights of the cells where the candidate trains with group DRO."""
+    if not plan.train.group_dro:
+        return None
+    cell = dro_cells(plan.rows, plan.kind, plan.train.sampling)
+    dro = GroupWeights(cell, steps * plan.epochs)
+    dro.restore(saved or {})
+    return dro
 
 
 def _step(
@@ -146,18 +159,25 @@ def _step(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     positive_weight: Tensor,
+    dro: GroupWeights | None,
     epoch: int,
     order: Ints,
     occurrence: Ints,
 ) -> float:
-    """One optimizer step; returns the batch's mean loss."""
+    """One optimizer step; returns the batch's loss: the mean, or the weighted one of group DRO."""
     assert plan.rows.label is not None
     label = torch.from_numpy(plan.rows.label[order])
-    count = max(1, _labelled(label, plan.kind))
+    labelled = _labelled(label, plan.kind)
+    cell = dro.cell[torch.from_numpy(order)] if dro else None
+    weight = (
+        torch.full((len(order),), 1 / max(1, int(labelled.sum())))
+        if dro is None or cell is None
+        else dro.row_weights(cell, labelled)
+    ).to(plan.device)
     label = label.to(plan.device)
     micro = plan.micro_batch or len(order)
     optimizer.zero_grad(set_to_none=True)
-    total = 0.0
+    total, rows = 0.0, list[Tensor]()
     for begin in range(0, len(order), micro):
         part = slice(begin, begin + micro)
         index = plan.rows.index[order[part]]
@@ -165,7 +185,7 @@ def _step(
         x = plan.source.get(index, view).to(plan.device)
         with autocast(plan.precision, plan.device):
             logits = adapted.logits(x, plan.source.start)
-        loss, _ = loss_terms(
+        losses, _ = row_terms(
             logits.float(),
             label[part],
             plan.kind,
@@ -173,13 +193,16 @@ def _step(
             plan.train.label_smoothing,
             positive_weight,
         )
-        loss = loss / count
+        rows.append(losses.detach().cpu())
+        loss = (losses * weight[part]).sum()
         if begin == 0 and adapted.extra_loss is not None:
             loss = loss + adapted.extra_loss()
         if loss.requires_grad:
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     _update(adapted, optimizer, scaler)
+    if dro is not None and cell is not None:
+        dro.update(cell, torch.cat(rows), labelled)
     return total
 
 
@@ -211,9 +234,10 @@ def pixels(
     return (augment(raw, index, view) / 255).expand(-1, 3, -1, -1).sub(mean).div(std).to(device)
 
 
-def _labelled(label: Tensor, kind: Kind) -> int:
-    missing = label.isnan()
-    return int((~missing.any(dim=1)).sum() if kind == "multiclass" else (~missing).sum())
+def _labelled(label: Tensor, kind: Kind) -> Tensor:
+    """Labelled entries of each row [B]; a multiclass row has one, or none."""
+    known = ~label.isnan()
+    return known.all(dim=1).long() if kind == "multiclass" else known.sum(dim=1)
 
 
 def _schedule(step: int, total: int) -> float:

@@ -33,11 +33,29 @@ def loss_terms(
     Returns:
         Two scalars.
     """
+    rows, counts = row_terms(logits, label, kind, name, smoothing, positive_weight)
+    return rows.sum(), counts.sum()
+
+
+def row_terms(
+    logits: Tensor,
+    label: Tensor,
+    kind: Kind,
+    name: str,
+    smoothing: float,
+    positive_weight: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """As ``loss_terms``, row by row: each row's sum of losses [B], its labelled entries [B].
+
+    A row counts once for multiclass, else once for each of its labels.
+    """
+    missing = label.isnan()
     if kind == "multiclass":
-        keep = ~label.isnan().any(dim=1)
-        return _softmax_terms(logits[keep], label[keep], name, smoothing, positive_weight)
-    keep = ~label.isnan()
-    target = torch.where(keep, label, torch.zeros_like(label))
+        keep = ~missing.any(dim=1)
+        target = torch.where(keep[:, None], label, torch.zeros_like(label))
+        value = _softmax_rows(logits, target, name, smoothing, positive_weight)
+        return torch.where(keep, value, torch.zeros_like(value)), keep.long()
+    target = torch.where(missing, torch.zeros_like(label), label)
     smooth = target * (1 - smoothing) + smoothing / 2
     if name == "asl":
         p = logits.sigmoid()
@@ -53,16 +71,16 @@ def loss_terms(
         if name == "focal":
             p = logits.sigmoid()
             value = value * (target * (1 - p) + (1 - target) * p) ** 2
-    return (value * keep).sum(), keep.sum()
+    return (value * ~missing).sum(dim=1), (~missing).sum(dim=1)
 
 
-def _softmax_terms(
-    logits: Tensor, label: Tensor, name: str, smoothing: float, positive_weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    smooth = label * (1 - smoothing) + smoothing / label.shape[1]
+def _softmax_rows(
+    logits: Tensor, target: Tensor, name: str, smoothing: float, positive_weight: Tensor
+) -> Tensor:
+    smooth = target * (1 - smoothing) + smoothing / target.shape[1]
     log_p = functional.log_softmax(logits, dim=1)
     if name == "weighted":
         smooth = smooth * (positive_weight / positive_weight.mean())
     if name == "focal":
         smooth = smooth * (1 - log_p.exp()) ** 2
-    return -(smooth * log_p).sum(), torch.tensor(len(label))
+    return -(smooth * log_p).sum(dim=1)

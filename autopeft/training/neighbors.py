@@ -9,9 +9,11 @@ import numpy.typing as npt
 
 from autopeft.errors import UserError
 from autopeft.evaluation import Kind
+from autopeft.training.probe import FOLDS, log_loss
 
 Floats = npt.NDArray[np.floating[Any]]
 K, TEMPERATURE = 20, 0.07  # Wu et al. 2018, arXiv:1805.01978; k as in DINO, arXiv:2104.14294
+CHOICES = (5, 10, 20, 50, 100, 200)  # of k, for a choice inside train
 _CHUNK = 1024
 _EDGE = 1e-4  # a vote of all neighbors is not certainty
 
@@ -60,6 +62,34 @@ def knn_scores(
     p = np.concatenate(parts) if parts else np.zeros((0, labels.shape[1]))
     p = p.clip(_EDGE, 1 - _EDGE)
     return (np.log(p) if kind == "multiclass" else np.log(p / (1 - p))).astype(np.float32)
+
+
+def best_k(
+    features: Floats, labels: Floats, kind: Kind, patient: npt.NDArray[Any], limit: int = 4000
+) -> int:
+    """The k with the lowest log-loss, cross-validated by patient inside train; ties: the larger.
+
+    Args:
+        features: [n, d].
+        labels: as in `knn_scores`.
+        kind: the task's kind.
+        patient: patient ids [n]: no patient votes on themselves.
+        limit: training images that are used, spread evenly.
+    """
+    rows = np.arange(len(features))[:: max(1, -(-len(features) // limit))]
+    x, y, ids = features[rows], labels[rows], patient[rows]
+    names = np.unique(ids)
+    rng = np.random.default_rng(0)
+    fold = (rng.permutation(len(names)) % min(FOLDS, len(names)))[np.searchsorted(names, ids)]
+    loss = dict.fromkeys(CHOICES, 0.0)
+    for part in np.unique(fold):
+        out, base = fold == part, fold != part
+        if np.isnan(y[out]).all() or not base.any():
+            continue
+        for k in CHOICES:
+            scores = knn_scores(x[base], y[base], x[out], k, kind=kind)
+            loss[k] += log_loss(scores, y[out], kind) * int(out.sum())
+    return min(CHOICES, key=lambda k: (loss[k], -k))
 
 
 def _unit(features: Floats) -> npt.NDArray[np.float64]:

@@ -21,17 +21,23 @@ def cell_weights(rows: Rows, sampling: str) -> npt.NDArray[np.float64] | None:
     """
     if sampling == "plain":
         return None
+    cell = cells(rows, sampling)
+    count = np.bincount(cell)
+    weight = 1.0 / count[cell]
+    while weight.max() > 1.001 * CAP * weight.mean():  # a cap lowers the mean, hence the cap
+        weight = np.minimum(weight, CAP * weight.mean())
+    return weight / weight.mean()  # type: ignore[no-any-return]
+
+
+def cells(rows: Rows, sampling: str) -> npt.NDArray[np.int64]:
+    """Cell of each row [N], numbered from 0: what ``sampling`` draws equally often."""
     assert rows.label is not None
     keys = np.zeros(len(rows), np.int64)
     if sampling in ("label", "label_x_group"):
         keys = _cells(keys, np.nan_to_num(rows.label, nan=-1).astype(np.int64).T)
     if sampling in ("group", "label_x_group"):
         keys = _cells(keys, rows.groups.values())
-    _, cell, count = np.unique(keys, return_inverse=True, return_counts=True)
-    weight = 1.0 / count[cell]
-    while weight.max() > 1.001 * CAP * weight.mean():  # a cap lowers the mean, hence the cap
-        weight = np.minimum(weight, CAP * weight.mean())
-    return weight / weight.mean()  # type: ignore[no-any-return]
+    return keys
 
 
 def _cells(keys: npt.NDArray[np.int64], columns: Any) -> npt.NDArray[np.int64]:
