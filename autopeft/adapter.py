@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +16,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autopeft.backbones.catalog import OWN
-from autopeft.backbones.network import Network
+from autopeft.adapter_files import (
+    CARD,
+    CONFIG,
+    INIT,
+    OURS,
+    WEIGHTS,
+    adapter_hash,
+    copy_adapter,
+    read_json,
+    write_json,
+)
+from autopeft.backbones.describe import network_of
+from autopeft.backbones.network import Init, Network
 from autopeft.candidate import Candidate
+from autopeft.card import card
 from autopeft.errors import UserError
 from autopeft.methods import canonical
-from autopeft.methods.adapted import Adapted, build
+from autopeft.methods.adapted import Adapted, build, methods_of
 from autopeft.methods.merge import can_merge as can_merge
 from autopeft.methods.merge import merged_state
 from autopeft.methods.own import check_origins, origins
 from autopeft.methods.registry import method_named
 from autopeft.version import __version__
 
-CONFIG, WEIGHTS, OURS, CARD = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "autopeft.json",
-    "README.md",
-)
 FORMAT = 1
 _PEFT_PREFIX = "base_model."
 _BACKBONE = ("name", "image_size", "mean", "std", "interpolation", "sha256")
@@ -40,7 +48,7 @@ Floats = npt.NDArray[np.float32]
 Images = Sequence[str | Path] | npt.NDArray[np.uint8]
 
 
-def save(adapted: Adapted, folder: Path, meta: Mapping[str, Any]) -> None:
+def save(adapted: Adapted, folder: Path, meta: Mapping[str, Any], whole: bool = True) -> None:
     """Writes an adapter into an existing folder (a temporary one: ``files.new_folder``).
 
     ``peft.PeftModel.from_pretrained`` loads the folder onto a fresh timm model when all strata are
@@ -52,15 +60,18 @@ def save(adapted: Adapted, folder: Path, meta: Mapping[str, Any]) -> None:
         meta: ``classes`` and ``kind`` (needed to predict); optional ``fit``, ``thresholds``,
             ``weights`` (name of the weights file, None = the hub's or the wheel's), ``license``
             (lines for the card) and anything else worth keeping as JSON.
+        whole: also copies the adapter that is folded into the backbone, if there is one; without
+            it the folder loads only onto a ``network`` that has it already.
     """
-    candidate, facts = adapted.candidate, adapted.network.facts
-    config = _peft_config(adapted)
+    candidate, facts, init = adapted.candidate, adapted.network.facts, adapted.network.init
+    # On a plain timm model peft would silently leave out what is folded in.
+    config = None if init else _peft_config(adapted)
     if config is not None:
         config.base_model_name_or_path = f"timm/{facts.name}"
         config.inference_mode = True
         config.save_pretrained(str(folder))
     else:
-        _write_json(folder / CONFIG, _own_config(adapted))
+        write_json(folder / CONFIG, _own_config(adapted))
     names = _peft_names(adapted) if config is not None else {}
     tensors = {names.get(k, k): v.cpu().contiguous().clone() for k, v in adapted.tensors().items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -78,8 +89,12 @@ def save(adapted: Adapted, folder: Path, meta: Mapping[str, Any]) -> None:
         "weights": None,
         **meta,
     }
-    _write_json(folder / OURS, ours)
-    (folder / CARD).write_text(_card(adapted, ours))
+    if init is not None:
+        ours["init"] = {"sha256": init.sha256, "base_sha256": init.base_sha256}
+        if whole:
+            copy_adapter(init.folder, folder / INIT, init.sha256)
+    write_json(folder / OURS, ours)
+    (folder / CARD).write_text(card(adapted, ours, "autopeft" if config is None else "peft"))
 
 
 def load_adapter(
@@ -94,7 +109,8 @@ def load_adapter(
         folder: what ``save`` wrote, e.g. ``runs/NAME/best``.
         weights: the backbone's weights file, if one was used in training.
         device: where to run.
-        network: a backbone that is in memory already; it is not touched.
+        network: a backbone that is in memory already; it is not touched. Where the folder has an
+            ``init`` adapter, the plain backbone or the one with it folded in.
 
     Raises:
         UserError: no adapter folder, damaged files, a backbone with other weights, or a method of
@@ -102,13 +118,15 @@ def load_adapter(
             data: nothing in them is ever executed).
     """
     folder = Path(folder)
-    ours = _read_json(folder / OURS)
+    ours = read_json(folder / OURS)
     if ours.get("format") != FORMAT:
         raise UserError(f"has format {ours.get('format')!r}", str(folder), "Update autopeft.")
     absent = {"candidate", "backbone", "classes", "kind"} - ours.keys()
     if absent:
         raise UserError(f"lacks {', '.join(sorted(absent))}", str(folder / OURS))
     network = network or _backbone(ours, weights, str(folder))
+    if ours.get("init") and network.facts.sha256 != ours["backbone"]["sha256"]:
+        network = _with_init(network, ours["init"], folder)
     _check_base(network, ours["backbone"], str(folder))
     used = [stratum["method"] for stratum in ours["candidate"]["strata"]]
     check_origins(used, ours.get("methods_from", {}), str(folder))
@@ -144,6 +162,56 @@ def merge(
     if not isinstance(source, Adapted):
         source = load_adapter(source, weights, network=network).adapted
     return merged_state(source)
+
+
+# ---- an adapter folded into its backbone -----------------------------------------------------
+
+
+def folded(model: Model, folder: Path) -> Network:
+    """The backbone of an adapter with the adapter in its weights, frozen: W0 becomes W0 + dW.
+
+    The head is left out. ``facts.sha256`` stands for the plain backbone and the adapter's files,
+    not for the sums' own bytes, whose last bit may differ between machines.
+
+    Args:
+        model: the adapter; it and its backbone are left as they are.
+        folder: where it was loaded from.
+
+    Raises:
+        UserError: there is nothing to fold, or a method of it cannot be folded.
+    """
+    adapted, base = model.adapted, model.base
+    methods, fix = methods_of(model.candidate), "Take an adapter of another method."
+    fixed = [m.name for m in methods if not m.mergeable]
+    if fixed or not methods:
+        what = f"{fixed[0]} cannot be merged" if fixed else "a linear probe changes no weight"
+        raise UserError(f"{what}, so there is nothing to fold in", str(folder), fix)
+    fork = adapted.network.fork()
+    for method in methods:
+        method.fold(fork)
+    head, full = f"{base.facts.classifier}.", copy.deepcopy(base.model)
+    found = {k: v for k, v in fork.model.state_dict().items() if not k.startswith(head)}
+    plain = full.state_dict()
+    if not found.keys() <= plain.keys():
+        what = f"{model.candidate.method} adds what {base.facts.name} has no place for"
+        raise UserError(what, str(folder), fix)
+    full.load_state_dict({**plain, **found})  # blocks behind an early readout stay
+    network = network_of(full, base.facts.name, base.facts.image_size, base.warnings)
+    init = Init(folder, adapter_hash(folder), base.facts.sha256)
+    both = hashlib.sha256(f"{init.base_sha256} + {init.sha256}".encode()).hexdigest()
+    network.facts, network.init = replace(network.facts, sha256=both), init
+    return network
+
+
+def _with_init(network: Network, init: Mapping[str, Any], folder: Path) -> Network:
+    """The backbone that an adapter was trained on: a plain one with the ``init`` adapter in it."""
+    inner = folder / INIT
+    if not inner.is_dir():
+        what = "lacks the adapter that is folded into its backbone"
+        raise UserError(what, str(inner), "Copy the folder as a whole.")
+    if adapter_hash(inner) != init["sha256"]:
+        raise UserError("is not the adapter that is folded in", str(inner), "Put it back.")
+    return folded(load_adapter(inner, network=network), inner)
 
 
 class Model:
@@ -300,80 +368,3 @@ def _check_base(network: Network, saved: Mapping[str, Any], where: str) -> None:
         f"this is {network.facts.name} with {network.facts.sha256[:12]}"
     )
     raise UserError(what, where, "Give the weights file that it was trained on.")
-
-
-def _card(adapted: Adapted, ours: Mapping[str, Any]) -> str:
-    """The model card."""
-    candidate, name = adapted.candidate, adapted.network.facts.name
-    lines = "".join(f"- {line}\n" for line in ours.get("license", ()))
-    thresholds = ", ".join("none" if t is None else f"{t:.4g}" for t in ours["thresholds"])
-    given = f', weights="{ours["weights"]}"' if ours["weights"] else ""
-    files = sorted({(o["file"], o["sha256"]) for o in ours["methods_from"].values()})
-    needed = "".join(f"- Needs the method's file {f}, sha256 `{sha}`\n" for f, sha in files)
-    register = "".join(f'autopeft.register_methods("{f}")\n' for f, _ in files)
-    door = f"import autopeft\n{register}" if files else ""
-    library = "autopeft" if _peft_config(adapted) is None else "peft"
-    return f"""---
-base_model: timm/{name}
-library_name: {library}
-tags: [autopeft, {candidate.method}]
----
-
-# {candidate.title}
-
-**Research use only. Not a medical device:** not for diagnosis, not evaluated for clinical use.
-
-- Backbone: {name}, {ours["backbone"]["image_size"]} px, sha256 of the frozen weights
-  `{ours["backbone"]["sha256"]}`
-- Classes ({ours["kind"]}): {", ".join(ours["classes"])}
-- Thresholds: {thresholds or "none fitted"}
-- Images are made square by `{ours["fit"]}`
-- Trained parameters: {adapted.trainable_params:,} ({adapted.adapter_bytes:,} bytes)
-- Fingerprint: `{candidate.fingerprint}`
-{needed}
-```python
-{door}from autopeft import load_adapter
-
-model = load_adapter("FOLDER"{given})
-model.predict(["image.png"])
-```
-{_peft_usage(adapted, ours) if library == "peft" else ""}{"## License" if lines else ""}
-
-{lines}"""
-
-
-def _peft_usage(adapted: Adapted, ours: Mapping[str, Any]) -> str:
-    """How to load the folder with peft alone."""
-    facts = adapted.network.facts
-    size = f", img_size={facts.image_size}" if facts.family == "vit" else ""
-    weights = (
-        f"the weights of `{ours['weights']}`" if ours["weights"] else "its pretrained weights"
-    )
-    own = "import autopeft.backbones.nano  # makes the backbone known to timm\n"
-    return f"""
-Or with peft alone, on the timm model with {weights}:
-
-```python
-{own if facts.name == OWN else ""}base = timm.create_model(
-    "{facts.name}", pretrained={not ours["weights"]}, num_classes={len(ours["classes"])}{size}
-)
-model = peft.PeftModel.from_pretrained(base, "FOLDER").eval()  # takes normalized pixels
-```
-"""
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except OSError:
-        what = f"is no adapter folder: it has no {path.name}"
-        raise UserError(what, str(path.parent), "Name a folder such as runs/NAME/best.") from None
-    except ValueError as error:
-        raise UserError(f"is damaged ({error})", str(path)) from None
-    if not isinstance(value, dict):
-        raise UserError("is damaged (no mapping)", str(path))
-    return value

@@ -135,6 +135,10 @@ def search(
     label_fraction: Annotated[
         float, typer.Option(help="Train on this share of the train patients; nested.")
     ] = 1.0,
+    init_adapter: Annotated[
+        str | None, typer.Option(help="Folder of an earlier adapter to start from.")
+    ] = None,
+    init_mode: Annotated[str, typer.Option(help="merged, naive or orthogonal.")] = "merged",
     margin: Annotated[float, typer.Option(help="Non-inferiority margin.")] = 0.01,
     baseline: Annotated[
         list[str] | None, typer.Option(help="Baseline to train; default all; repeatable.")

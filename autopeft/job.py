@@ -63,7 +63,8 @@ class Setup:
         images: path of the decoded image store (``autopeft.training.images``).
         cache: folder for frozen features.
         run_dir: where states and predictions are written.
-        rows: ``train`` and ``search`` (never ``confirm`` or ``test``).
+        rows: ``train`` and ``search``, with memorization also ``probe`` (never ``confirm`` or
+            ``test``).
         epochs: the length of the full schedule.
         batch_size: images a step.
         views: augmented views an image (1 = plain only, 0 = new at each epoch).
@@ -78,6 +79,9 @@ class Setup:
         device: on which workers train, decided once by the driver.
         micro_batch: images a forward pass that memory allows; 0 = ``batch_size``. A job that ran
             out of memory asks for fewer.
+        init_adapter: folder of an earlier adapter that trainings start from, or None.
+        init_mode: ``merged``, ``naive`` or ``orthogonal``; empty without one.
+        init_sha256: hash of its files; a worker that finds others refuses.
     """
 
     kind: Kind
@@ -103,13 +107,19 @@ class Setup:
     simulated: Mapping[str, float] | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     micro_batch: int = 0
+    init_adapter: str | None = None
+    init_mode: str = ""
+    init_sha256: str = ""
 
     def digest(self) -> str:
         """Hash over everything that affects values (not where files lie, or what fits where)."""
         places = ("rows", "weights", "images", "cache", "run_dir", "offline", "cache_bytes")
-        plain = {k: v for k, v in vars(self).items() if k not in (*places, "micro_batch")}
+        left_out = (*places, "micro_batch", "init_adapter")
+        plain = {k: v for k, v in vars(self).items() if k not in left_out}
         if self.device == "cpu":  # as in runs that were started before there was a choice
             del plain["device"]
+        if not self.init_mode:  # likewise
+            del plain["init_mode"], plain["init_sha256"]
         h = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
         for split in sorted(self.rows):
             rows = self.rows[split]
@@ -127,8 +137,11 @@ class Job:
     """What a worker is asked.
 
     ``rung`` trains ``candidate`` from epoch ``start`` to ``stop`` (from ``state`` when start > 0),
-    writes a state and predicts the search rows (the held-out fold's rows for ``part="fold:i"``).
-    ``readouts`` scores linear probes at every readout by cross-validation inside train.
+    writes a state and predicts the search rows (the held-out fold's rows for ``part="fold:i"``;
+    see ``autopeft.parts.scored_rows``).
+    ``readouts`` scores linear probes at every readout by cross-validation inside train, ``null``
+    train and probe patients by their neighbors at the candidate's readout, ``simple`` the rows it
+    carries by what needs no fine-tuning (``autopeft.simple``).
     ``predict`` and ``test`` load the saved adapter ``state`` in fp32 and score ``rows``.
 
     Attributes:
@@ -136,16 +149,16 @@ class Job:
         setup: digest of the setup it belongs to.
         candidate: the candidate, or None for ``readouts``.
         repeat: 0 in the search, 1..S at confirmation.
-        part: training patients: ``all``, ``fold:i``.
+        part: training patients: ``all``, ``fold:i``, ``half:i``.
         start: epochs already trained.
         stop: epochs trained at the end.
         state: name of a folder below ``run_dir/states``.
-        rows: rows without labels, for ``predict`` and ``test``.
+        rows: rows without labels, for ``predict``, ``test`` and ``simple``.
         split: what the rows are called in the file name of the predictions.
         micro_batch: images a forward pass; 0 = the whole batch. Halved after out-of-memory.
     """
 
-    kind: Literal["rung", "readouts", "predict", "test"]
+    kind: Literal["rung", "readouts", "null", "simple", "predict", "test"]
     setup: str
     candidate: Candidate | None = None
     repeat: int = 0
@@ -166,7 +179,8 @@ class Job:
     def name(self) -> str:
         """Name of what the job writes below ``states`` and ``predictions``."""
         fingerprint, repeat, part = self.key
-        where = "" if self.kind == "rung" else f"-{self.split}"
+        kind = "-simple" if self.kind == "simple" else ""
+        where = "" if self.kind == "rung" else f"{kind}-{self.split}"
         return f"{fingerprint or 'readouts'}-{repeat}-{part.replace(':', '')}-{self.stop}{where}"
 
 
@@ -187,7 +201,8 @@ class Outcome:
         status: ``ok``, ``nan`` (loss or scores not finite), ``oom`` or ``error``.
         reason: one line when not ok.
         epoch: epochs trained.
-        predictions: file name below ``run_dir/predictions`` (npz with ``score`` [N, C]).
+        predictions: file name below ``run_dir/predictions`` (npz with ``score`` [N, C], and
+            ``train`` and ``probe`` where memorization is measured).
         cost: what it cost.
         state: folder name below ``run_dir/states``, loadable as an adapter.
         train_loss: mean training loss of the last epoch, or None.

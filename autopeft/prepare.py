@@ -6,23 +6,27 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from autopeft import baselines, plugins, protocol
+from autopeft import baselines, plugins, protocol, starting
 from autopeft import settings as settings_file
+from autopeft.adapter_files import adapter_hash
 from autopeft.bench import Audience
 from autopeft.data import load_task
 from autopeft.data.counted import CountedGroups, check_groups
+from autopeft.data.probe import cut_probe
+from autopeft.data.splits import PROBE
 from autopeft.data.task import Task
 from autopeft.errors import UserError
 from autopeft.job import Rows, Setup
 from autopeft.methods.own import register_files, ship, try_methods
 from autopeft.metrics.groups import LEAST
 from autopeft.objective import Objective, load_objective
+from autopeft.parts import subsample
 from autopeft.plugins import Plugin
 from autopeft.progress import Screen
 from autopeft.result import Result, load_result
@@ -34,7 +38,12 @@ from autopeft.study import Study
 from autopeft.suited import suited
 
 if TYPE_CHECKING:
+    from autopeft.init_adapter import Start
+    from autopeft.training.images import ImageStore
     from autopeft.training.precision import Device, Precision
+
+
+_PLENTY = 3  # LoRA's step was seen to take 0.9 to 1.1 times the memory of SSF's
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Ready:
     pixels: str
     counted: CountedGroups
     decode_seconds: float
+    start: Start | None = None
 
 
 def finished(settings: Settings) -> Result | None:
@@ -93,9 +103,14 @@ def _check_unchanged(settings: Settings, folder: Path, word: str) -> tuple[Plugi
         files = load_space(settings.space).plugins
         then = {(f["file"], f["sha256"]) for f in declared.get("methods_from", ())}
         changed += [f.path.name for f in files if (f.path.name, f.sha256) not in then]
+    if settings.init_adapter is not None:
+        now, then = adapter_hash(Path(settings.init_adapter)), declared["init_adapter"]["sha256"]
+        changed += ["the init adapter"] if now != then else []
     # A run that goes on loads its task anyway, and its setup's digest is compared then.
     if word == "finished":
-        task = load_task(settings, Path(settings.runs_dir) / ".cache")
+        task = _load(
+            settings, Path(settings.runs_dir) / ".cache", load_objective(settings.objective)
+        )
         changed += ["data"] if task.digest != declared["task"]["digest"] else []
     if changed:
         raise UserError(
@@ -106,9 +121,7 @@ def _check_unchanged(settings: Settings, folder: Path, word: str) -> tuple[Plugi
     return files
 
 
-def prepare(
-    settings: Settings, screen: Screen, begin: Callable[[], None] = lambda: None
-) -> Ready:
+def prepare(settings: Settings, screen: Screen, begin: Callable[[], None] = lambda: None) -> Ready:
     """Loads and checks task, objective, space, backbone and images; writes only to the cache.
 
     Args:
@@ -119,7 +132,7 @@ def prepare(
     from autopeft.backbones.weights import load_backbone
     from autopeft.methods import METHODS, canonical
     from autopeft.training.allocator import keep_memory
-    from autopeft.training.images import build_store, digest
+    from autopeft.training.images import digest
 
     if settings.runner == "serial":  # then this process trains
         keep_memory()
@@ -132,22 +145,42 @@ def prepare(
     _check_sampler(settings, space)
     # The synthetic task writes its images, so the backbone is tried first; a real table may be
     # wrong in many ways, and finding out must not wait for a download.
-    task = None if settings.dataset == "phantom" else load_task(settings, cache)
+    task = None if settings.dataset == "phantom" else _load(settings, cache, objective)
+    if settings.init_adapter is not None:
+        adapter_hash(Path(settings.init_adapter))  # it is there
     begin()
     network = load_backbone(
         settings.backbone, settings.weights, settings.image_size, settings.offline
     )
+    start = starting.opened(settings.init_adapter, settings.init_mode, network)
+    network = start.network if start else network
     for line in network.warnings:
         screen.say(line)
     with plugins.blamed(space.plugins):
         space.check_names(METHODS)
         space, left_out = suited(space, network.facts, METHODS, canonical)
         space.check(network.facts, METHODS, True, canonical)
-    if left_out:
-        screen.say(left_out)
+    free = starting.check_bound(start, space) if start else ""
+    for line in filter(None, (left_out, free)):
+        screen.say(line)
     try_methods(space.plugins, network)
-    task = task or load_task(settings, cache)
-    needed = "groups" in objective.needs
+    task = task or _load(settings, cache, objective)
+    if start is not None:
+        start = start.for_task(task.classes, task.kind)
+        space = starting.space_of(start, space)
+        task = replace(task, notes=(*task.notes, starting.note(start)))
+    counted = _counted(task, settings, "groups" in objective.needs)
+    started = time.perf_counter()
+    store = _decoded(task, settings, network.facts.image_size, screen)
+    seconds = time.perf_counter() - started
+    start = start.kept(cache) if start else None
+    return Ready(
+        task, objective, space, network, store.folder, digest(store), counted, seconds, start
+    )
+
+
+def _counted(task: Task, settings: Settings, needed: bool) -> CountedGroups:
+    """The groups that count; ``needed``: the objective compares them."""
     counted = check_groups(task, settings, needed or bool(settings.group))
     if needed and settings.min_group < LEAST:
         raise UserError(
@@ -161,18 +194,28 @@ def prepare(
             "--group",
             "Name at least one attribute, e.g. --group sex --group age:60.",
         )
-    started = time.perf_counter()
-    size, threads = network.facts.image_size, os.cpu_count() or 1
+    return counted
+
+
+def _decoded(task: Task, settings: Settings, size: int, screen: Screen) -> ImageStore:
+    """All images of the task, decoded into the cache."""
+    from autopeft.training.images import build_store
+
+    cache, threads = Path(settings.runs_dir) / ".cache", os.cpu_count() or 1
     try:
         with screen.bar("decoding images") as bar:
-            store = build_store(
+            return build_store(
                 task.root, task.paths.tolist(), size, settings.fit, cache, bar, threads
             )
     except UserError:
         _remove_empty(cache, cache.parent)
         raise
-    seconds = time.perf_counter() - started
-    return Ready(task, objective, space, network, store.folder, digest(store), counted, seconds)
+
+
+def _load(settings: Settings, cache: Path, objective: Objective) -> Task:
+    """The task, with a probe split where the objective asks who was trained on."""
+    task = load_task(settings, cache)
+    return cut_probe(task, settings.split_seed) if "memorization" in objective.needs else task
 
 
 def _remove_empty(*folders: Path) -> None:
@@ -211,7 +254,7 @@ def make_setup(settings: Settings, ready: Ready, study: Study | None = None) -> 
         images=str(ready.images.resolve()),
         cache=str((Path(settings.runs_dir) / ".cache").resolve()),
         run_dir=str(settings.run_dir.resolve()),
-        rows={split: task.rows(split) for split in ("train", "search")},
+        rows={split: task.rows(split) for split in task.inner},
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         views=settings.views,
@@ -223,6 +266,7 @@ def make_setup(settings: Settings, ready: Ready, study: Study | None = None) -> 
         plugins=ship(ready.space.plugins),
         device=machine.get("device", "cpu"),  # older runs had no choice
         micro_batch=machine.get("micro_batch", 0),
+        **(starting.placed(ready.start) if ready.start else {}),
     )
 
 
@@ -249,13 +293,18 @@ def _micro_batch(
     from autopeft.training import memory
     from autopeft.training.fast import Casts, speed_up
 
-    network = ready.network
-    lora = {"method": "lora", "blocks": "all", "modules": "all", "r": 8, "lr": 1e-3}
-    candidate = canonical(lora, network.facts)
-    adapted = build(network, candidate, len(ready.task.classes), settings.seed, 0)
-    speed_up(adapted, precision, Casts(network.model, device))
-    each = memory.bytes_per_image(adapted, precision, device)
-    return memory.micro_batch(settings.batch_size, each, memory.available(workers, device))
+    network, outputs = ready.network, len(ready.task.classes)
+    free = memory.available(workers, device)
+
+    def fits(raw: dict[str, Any], times: int = 1) -> int:
+        candidate = canonical({**raw, "blocks": "all", "lr": 1e-3}, network.facts)
+        adapted = build(network, candidate, outputs, settings.seed, 0)
+        speed_up(adapted, precision, Casts(network.model, device))
+        each = memory.bytes_per_image(adapted, precision, device)
+        return memory.micro_batch(settings.batch_size, times * each, free)
+
+    # LoRA needs peft, whose import takes seconds that a driver can spare where memory is plenty.
+    return fits({"method": "ssf"}, _PLENTY) and fits({"method": "lora", "modules": "all", "r": 8})
 
 
 def _cache_bytes(settings: Settings) -> int:
@@ -267,7 +316,8 @@ def _cache_bytes(settings: Settings) -> int:
 
 def make_audience(settings: Settings, ready: Ready, setup: str) -> Audience:
     """What the driver may look at so far: no test rows."""
-    rows: dict[str, Rows] = {s: ready.task.rows(s) for s in ("train", "search", "confirm")}
+    splits = dict.fromkeys(("train", "search", "confirm", *ready.task.inner))
+    rows: dict[str, Rows] = {s: ready.task.rows(s) for s in splits}
     return Audience(
         settings.run_dir,
         ready.task.classes,
@@ -278,6 +328,7 @@ def make_audience(settings: Settings, ready: Ready, setup: str) -> Audience:
         setup,
         settings.epochs,
         dict(ready.counted.labels),
+        rows["train"].take(subsample(rows, settings.seed)) if PROBE in rows else None,
     )
 
 
@@ -287,7 +338,7 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
 
     task, objective = ready.task, ready.objective
     wanted = baselines.names(settings.baselines, "groups" in objective.needs)
-    splits = ("train", "search", "confirm", "test")
+    splits = dict.fromkeys((*task.inner, "confirm", "test"))
     counts = {s: task.counts(s) for s in splits}
     every = {
         s: {
@@ -303,6 +354,7 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
         "classes": list(task.classes),
         # Left out where it is 1, so that runs from before it existed can go on.
         **({"label_fraction": settings.label_fraction} if settings.label_fraction < 1 else {}),
+        **({"init_adapter": starting.declared(ready.start)} if ready.start else {}),
         "splits": every,
         "inner": "holdout",
         "setup": setup.digest(),

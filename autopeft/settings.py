@@ -38,6 +38,7 @@ _CHOICES = {
     "inner": ("auto", "holdout", "cv5"),
     "runner": ("serial", "ray"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
+    "init_mode": ("merged", "naive", "orthogonal"),
 }
 _AT_LEAST = {
     "trials": 1,
@@ -112,6 +113,9 @@ class Settings:
         split_seed: seed of the splits.
         label_fraction: share of the train patients that is trained on; nested, fixed by
             ``split_seed``. The other splits stay whole.
+        init_adapter: folder of an earlier adapter to start from (domain first, then task).
+        init_mode: how: ``merged`` folds it into the backbone, ``naive`` goes on training it,
+            ``orthogonal`` is merged with new LoRA updates kept orthogonal to it.
         margin: non-inferiority margin on the primary metric.
         name: the run's name; empty = made from the settings.
         runs_dir: folder of all runs.
@@ -155,6 +159,8 @@ class Settings:
     seed: int = 0
     split_seed: int = 0
     label_fraction: float = 1.0
+    init_adapter: str | None = None
+    init_mode: str = "merged"
     margin: float = 0.01
     name: str = ""
     runs_dir: str = "runs"
@@ -192,6 +198,12 @@ class Settings:
                 "--label-fraction",
                 "It is above 0 and at most 1.",
             )
+        if self.init_adapter is None and self.init_mode != "merged":
+            raise UserError(
+                f"{self.init_mode} needs an adapter to start from",
+                "--init-mode",
+                "Give --init-adapter runs/NAME/best.",
+            )
         for key, low in _AT_LEAST.items():
             value = getattr(self, key)
             if value is not None and not value >= low:  # NaN is not, either
@@ -202,6 +214,8 @@ class Settings:
         fixed = {k: v for k, v in asdict(self).items() if k not in MAY_CHANGE}
         if self.label_fraction == 1:  # so that runs from before it existed keep their names
             del fixed["label_fraction"]
+        if self.init_adapter is None:
+            del fixed["init_adapter"], fixed["init_mode"]
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -7,10 +7,7 @@ the frozen features stay resident between jobs. A worker never sees confirm or t
 from __future__ import annotations
 
 import inspect
-import io
-import math
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,18 +21,22 @@ from autopeft.adapter import load_adapter
 from autopeft.adapter import save as save_adapter
 from autopeft.backbones.network import Network
 from autopeft.backbones.weights import load_backbone
-from autopeft.candidate import Candidate, Pool
+from autopeft.candidate import Candidate, Pool, Readout
 from autopeft.errors import RunError, UserError
 from autopeft.evaluation import Cost
-from autopeft.files import new_folder, write_bytes
+from autopeft.files import new_folder
+from autopeft.init_adapter import Start, of_setup
 from autopeft.job import Job, Outcome, Rows, Setup
 from autopeft.methods import build
 from autopeft.methods.adapted import Adapted
 from autopeft.methods.own import receive
 from autopeft.methods.registry import method_named
 from autopeft.methods.scored import has_scored, look
+from autopeft.parts import is_part, part_rows, scored_rows
 from autopeft.posthoc.interpolation import between, first_values
-from autopeft.states import State, meta, saved_state, trained_twin, write_state
+from autopeft.readouts import null, readouts
+from autopeft.simple import simple
+from autopeft.states import State, meta, save_arrays, saved_state, trained_twin, write_state
 from autopeft.training import augment
 from autopeft.training.allocator import keep_memory
 from autopeft.training.fast import Casts, quick_frozen, speed_up
@@ -44,12 +45,11 @@ from autopeft.training.images import ImageStore, open_store
 from autopeft.training.loop import NotFiniteError, Plan, Source, pixels, train_epochs
 from autopeft.training.precision import Precision, autocast
 from autopeft.training.prefix import PrefixStore
-from autopeft.training.probe import best_strength, fit_probe, scan
+from autopeft.training.probe import best_strength, fit_probe
 from autopeft.training.sampling import cell_weights, label_weights
 from autopeft.training.scoring import TrainScoring
 
 EVAL_BATCH = 64
-READOUT_ROWS = 4000  # readouts are compared on at most this many training images
 
 
 @dataclass
@@ -63,8 +63,10 @@ class Resident:
     store: ImageStore
     prefix: PrefixStore
     casts: Casts
+    start: Start  # what trainings start from
     features: dict[tuple[str, int, Pool], npt.NDArray[np.float32]] = field(default_factory=dict)
-    strengths: dict[tuple[int, Pool], float] = field(default_factory=dict)
+    strengths: dict[tuple[str, int, Pool], float] = field(default_factory=dict)
+    parts: dict[str, Rows] = field(default_factory=dict)  # what each part trains on
     looked: dict[str, Any] = field(default_factory=dict)  # what methods found, see TrainScoring
 
 
@@ -87,11 +89,11 @@ def run(setup: Setup, job: Job) -> Outcome:
         resident = _resident(setup)
         if job.setup != resident.digest:
             return Outcome("error", f"job of setup {job.setup}, this is {resident.digest}")
-        if job.part != "all":
-            return Outcome("error", f"part {job.part!r} cannot be trained yet")
-        if job.kind == "rung":
-            return run_rung(resident, job)
-        return _readouts(resident, job) if job.kind == "readouts" else _predict(resident, job)
+        if not is_part(job.part):
+            return Outcome("error", f"there is no part {job.part!r}")
+        frozen = {"readouts": readouts, "null": null, "simple": simple}
+        work = {"rung": run_rung, **frozen}.get(job.kind, _predict)
+        return work(resident, job)
     except (UserError, RunError):
         raise  # not the candidate's fault: it stops the run, in one line
     except NotFiniteError as error:
@@ -116,47 +118,52 @@ def _resident(setup: Setup) -> Resident:
         torch.set_num_threads(max(1, setup.threads))
         receive(setup.plugins)  # before anything that may name one of the user's methods
         network = load_backbone(setup.backbone, setup.weights, setup.image_size, setup.offline)
-        if network.facts.sha256 != setup.weights_sha256:
+        start = of_setup(setup, network)
+        if start.network.facts.sha256 != setup.weights_sha256:
             raise RuntimeError("the worker loaded other backbone weights than the driver")
-        _RESIDENT[id(setup)] = _load(setup, network)
+        _RESIDENT[id(setup)] = _load(setup, start)
     return _RESIDENT[id(setup)]
 
 
-def _load(setup: Setup, network: Network) -> Resident:
+def _load(setup: Setup, start: Start) -> Resident:
+    network = start.network
     store, casts = open_store(setup.images), Casts(network.model, setup.device)
     # All that the bits of a state depend on, the code that makes views included.
     views = inspect.getsource(augment)
     key = f"{identity(network.facts)} {store.folder.name} {setup.precision} {setup.threads} "
     key += f"{torch.__version__} {views}"
-    rows = np.concatenate([setup.rows[split].index for split in ("train", "search")])
+    rows = np.concatenate([split.index for split in setup.rows.values()])
     prefix = PrefixStore(Path(setup.cache), setup.cache_bytes, key, rows)
     frozen = quick_frozen(network, setup.precision, casts)
-    return Resident(setup, setup.digest(), network, frozen, store, prefix, casts)
+    return Resident(setup, setup.digest(), network, frozen, store, prefix, casts, start)
 
 
 # ---- rung ---------------------------------------------------------------------------------------
 
 
 def run_rung(resident: Resident, job: Job) -> Outcome:
-    """Trains ``job.candidate`` from ``job.start`` to ``job.stop`` and predicts the search rows."""
+    """Trains ``job.candidate`` from ``job.start`` to ``job.stop`` and predicts what judges it."""
     assert job.candidate is not None
-    setup, rows = resident.setup, resident.setup.rows
+    setup = resident.setup
     hits, asks, spent = resident.prefix.hits, resident.prefix.asks, resident.prefix.seconds
     adapted, state = _trained(resident, job)
-    scores = score_rows(resident, adapted, rows["search"])
-    if not np.isfinite(scores).all():
+    asked = scored_rows(setup.rows, job.part, setup.seed)
+    scores = {name: score_rows(resident, adapted, rows) for name, rows in asked.items()}
+    if not all(np.isfinite(score).all() for score in scores.values()):
         raise NotFiniteError(f"scores are not finite after epoch {job.stop}")
     cost = Cost(
         trainable_params=adapted.trainable_params,
         adapter_bytes=adapted.adapter_bytes,
         train_seconds=round(state.seconds * (job.stop - job.start), 3),
-        images=len(rows["train"]) * (job.stop - job.start),
+        images=len(_train_rows(resident, job.part)) * (job.stop - job.start),
     )
     with new_folder(Path(setup.run_dir) / "states" / job.name) as folder:
-        save_adapter(adapted, folder, meta(setup, asdict(resident.store.rule)))
+        about = dict(meta(setup, asdict(resident.store.rule)))
+        about |= resident.start.record(job.candidate)
+        save_adapter(adapted, folder, about, whole=False)
         write_state(folder, state, job, setup.epochs)
     name = f"{job.name}.npz"
-    _save_arrays(setup, name, {"score": scores.astype(np.float16)})
+    save_arrays(setup, name, {k: score.astype(np.float16) for k, score in scores.items()})
     hits, asks = resident.prefix.hits - hits, resident.prefix.asks - asks
     spent = round(resident.prefix.seconds - spent, 3)
     extra: dict[str, Any] = {"prefix": [hits, asks], "prefix_seconds": spent} if asks else {}
@@ -171,7 +178,7 @@ def _trained(resident: Resident, job: Job) -> tuple[Adapted, State]:
     started = time.perf_counter()
     twin = trained_twin(setup, job, resident.network)
     before = twin or saved_state(setup, job)
-    fixed = dict(before.weights)
+    fixed = dict(before.weights or resident.start.fixed(candidate))
     if not fixed and has_scored(candidate):
         fixed = look(candidate, _scoring(resident, job))
     outputs = len(setup.classes)
@@ -180,20 +187,21 @@ def _trained(resident: Resident, job: Job) -> tuple[Adapted, State]:
     except UserError as error:  # this candidate's fault: the others go on
         raise RuntimeError(f"cannot be built: {error}") from error
     speed_up(adapted, number_format(setup, candidate), resident.casts)
+    resident.start.bind(adapted)
     first = first_values(adapted) if candidate.post else {}
     if twin:
         adapted.load_tensors(twin.weights)
         after = twin
     else:
         if candidate.train.optimizer == "lbfgs":
-            loss, optimizer = _fit_head(resident, adapted, candidate), dict[str, torch.Tensor]()
+            loss, optimizer = _fit_head(resident, adapted, job), dict[str, torch.Tensor]()
         else:
             loss, optimizer = _train(resident, adapted, job, before)
         seconds = (time.perf_counter() - started) / (job.stop - job.start)
         after = State(adapted.tensors(), optimizer, loss, seconds)
     if candidate.post:
         after = replace(after, weights={k: v.clone() for k, v in after.weights.items()})
-        head = _probe_at(resident, candidate)
+        head = _probe_at(resident, job)
         adapted.load_tensors(between(adapted, first, candidate.post.alpha, head))
     return adapted, after
 
@@ -207,8 +215,8 @@ def _train(
     if before.weights:
         adapted.load_tensors(before.weights)
         optimizer = dict(before.optimizer)
-    elif job.candidate.train.head_init == "probe":
-        adapted.set_head(*_probe_at(resident, job.candidate))
+    elif not resident.start.begin(adapted) and job.candidate.train.head_init == "probe":
+        adapted.set_head(*_probe_at(resident, job))
     plan = _plan(resident, job, _source(resident, adapted))
     return train_epochs(adapted, plan, job.start, job.stop, optimizer)
 
@@ -218,7 +226,7 @@ def _plan(resident: Resident, job: Job, source: Source) -> Plan:
     assert job.candidate is not None
     setup = resident.setup
     return Plan(
-        setup.rows["train"],
+        _train_rows(resident, job.part),
         source,
         setup.kind,
         job.candidate.train,
@@ -248,29 +256,28 @@ def _scoring(resident: Resident, job: Job) -> TrainScoring:
         store,
         resident.casts,
         lambda adapted: _source(resident, adapted),
-        lambda: _probe_at(resident, candidate),
+        lambda: _probe_at(resident, job),
         resident.looked,
-        f"{job.repeat} {readout} {train.loss} {train.label_smoothing} {train.sampling}",
+        f"{job.part} {job.repeat} {readout} {train.loss} {train.label_smoothing} {train.sampling}",
     )
 
 
-def _fit_head(resident: Resident, adapted: Adapted, candidate: Candidate) -> float:
+def _fit_head(resident: Resident, adapted: Adapted, job: Job) -> float:
     """The linear probe: convex, so there is nothing to pause and no seed to draw."""
-    adapted.set_head(*_probe(resident, candidate, candidate.train.weight_decay))
+    assert job.candidate is not None
+    adapted.set_head(*_probe(resident, job, job.candidate.train.weight_decay))
     return 0.0
 
 
-def _probe_at(resident: Resident, candidate: Candidate) -> tuple[torch.Tensor, torch.Tensor]:
+def _probe_at(resident: Resident, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
     """The linear probe's head at the candidate's readout, its strength chosen inside train."""
-    readout = candidate.readout
-    return _probe(resident, candidate, _strength(resident, readout.block, readout.pool))
+    return _probe(resident, job, _strength(resident, job))
 
 
-def _probe(
-    resident: Resident, candidate: Candidate, strength: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _probe(resident: Resident, job: Job, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight [C, d] and bias [C] of the linear probe at the candidate's readout."""
-    rows = resident.setup.rows["train"]
+    candidate, rows = job.candidate, _train_rows(resident, job.part)
+    assert candidate is not None
     assert rows.label is not None
     weight = np.ones(rows.label.shape)
     sample = cell_weights(rows, candidate.train.sampling)
@@ -278,30 +285,53 @@ def _probe(
         weight *= sample[:, None]
     if candidate.train.loss == "weighted":
         weight *= np.where(rows.label == 1, label_weights(rows.label), 1)
-    features = _features(resident, "train", candidate.readout.block, candidate.readout.pool)
-    probe = fit_probe(features, rows.label, resident.setup.kind, strength, weight)
+    probe = fit_probe(
+        _train_features(resident, job), rows.label, resident.setup.kind, strength, weight
+    )
     return torch.from_numpy(probe.weight).float(), torch.from_numpy(probe.bias).float()
 
 
-def _strength(resident: Resident, block: int, pool: Pool) -> float:
+def _strength(resident: Resident, job: Job) -> float:
     """The probe's L2 strength for a head that training starts from, chosen inside train."""
-    if (block, pool) not in resident.strengths:
-        rows = resident.setup.rows["train"]
+    assert job.candidate is not None
+    readout = job.candidate.readout
+    key = (job.part, readout.block, readout.pool)
+    if key not in resident.strengths:
+        rows = _train_rows(resident, job.part)
         assert rows.label is not None
-        features = _features(resident, "train", block, pool)
+        features = _train_features(resident, job)
         chosen = best_strength(features, rows.label, resident.setup.kind, rows.patient)
-        resident.strengths[(block, pool)] = chosen
-    return resident.strengths[(block, pool)]
+        resident.strengths[key] = chosen
+    return resident.strengths[key]
 
 
-def _features(resident: Resident, split: str, block: int, pool: Pool) -> npt.NDArray[np.float32]:
-    key = (split, block, pool)
+def _train_rows(resident: Resident, part: str) -> Rows:
+    """What a part trains on."""
+    if part not in resident.parts:
+        setup = resident.setup
+        resident.parts[part] = part_rows(setup.rows, part, setup.seed)[0]
+    return resident.parts[part]
+
+
+def _train_features(resident: Resident, job: Job) -> npt.NDArray[np.float32]:
+    """Frozen features [N, d] of a part's train rows: some of those of whole splits."""
+    assert job.candidate is not None
+    splits = ("train", "search") if job.part.startswith("fold:") else ("train",)
+    index = np.concatenate([resident.setup.rows[split].index for split in splits])
+    features = np.concatenate([_features(resident, s, job.candidate.readout) for s in splits])
+    order = np.argsort(index)
+    wanted = _train_rows(resident, job.part).index
+    return features[order[np.searchsorted(index, wanted, sorter=order)]]
+
+
+def _features(resident: Resident, split: str, at: Readout) -> npt.NDArray[np.float32]:
+    key = (split, at.block, at.pool)
     if key not in resident.features:
-        setup, rows, readouts = resident.setup, resident.setup.rows[split].index, [(block, pool)]
+        setup, rows, place = resident.setup, resident.setup.rows[split].index, (at.block, at.pool)
         found = frozen_features(
-            resident.frozen, resident.store, rows, readouts, setup.precision, Path(setup.cache)
+            resident.frozen, resident.store, rows, [place], setup.precision, Path(setup.cache)
         )
-        resident.features[key] = found[(block, pool)]
+        resident.features[key] = found[place]
     return resident.features[key]
 
 
@@ -360,35 +390,5 @@ def _predict(resident: Resident, job: Job) -> Outcome:
         for start in range(0, len(job.rows), EVAL_BATCH)
     ]
     name = f"{job.name}.npz"
-    _save_arrays(setup, name, {"score": np.concatenate(parts).astype(np.float32)})
+    save_arrays(setup, name, {"score": np.concatenate(parts).astype(np.float32)})
     return Outcome("ok", "", job.stop, name, state=job.state)
-
-
-def _save_arrays(setup: Setup, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    write_bytes(Path(setup.run_dir) / "predictions" / name, stream.getvalue(), 0o600)
-
-
-# ---- readouts -----------------------------------------------------------------------------------
-
-
-def _readouts(resident: Resident, job: Job) -> Outcome:
-    """Out-of-fold scores of a linear probe at every readout, cross-validated inside train."""
-    setup, facts = resident.setup, resident.network.facts
-    rows = setup.rows["train"]
-    rows = rows.take(np.arange(0, len(rows), math.ceil(len(rows) / READOUT_ROWS)))
-    assert rows.label is not None
-    first = max(1, facts.depth // 3)
-    readouts = [(r, p) for r in range(first, facts.depth + 1) for p in facts.pools]
-    cache = Path(setup.cache)
-    features = frozen_features(
-        resident.frozen, resident.store, rows.index, readouts, setup.precision, cache
-    )
-    scores, fold = scan(features, rows.label, setup.kind, rows.patient)
-    arrays: dict[str, npt.NDArray[Any]] = {"row": rows.index, "fold": fold}
-    for ((block, pool), strength), score in scores.items():
-        arrays[f"{block}|{pool}|{strength}"] = score.astype(np.float32)
-    name = f"{job.name}.npz"
-    _save_arrays(setup, name, arrays)
-    return Outcome("ok", predictions=name)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from autopeft import load_adapter, trial
+from autopeft import load_adapter, readouts, trial
 from autopeft.adapter import merge
 from autopeft.backbones.describe import random_backbone
 from autopeft.backbones.weights import load_backbone
@@ -149,6 +149,7 @@ def test_a_rung_writes_predictions_and_an_adapter_and_answers(setup, vit):
 
 PAUSED = [
     LORA,
+    {**LORA, "group_dro": True},
     {"method": "linear_probe"},
     {"method": "gps", "blocks": 3},
     {"method": "sara", "blocks": 3, "share": 0.3, "lr": 3e-3, "reselect_at": 0.5},
@@ -561,7 +562,7 @@ def test_readouts_are_scored_out_of_fold(setup, vit, monkeypatch):
 
 def test_readouts_of_a_large_task_take_a_spread_of_rows(setup, monkeypatch):
     monkeypatch.setattr(probe, "SCAN_STRENGTHS", (0.1,))
-    monkeypatch.setattr(trial, "READOUT_ROWS", 8)
+    monkeypatch.setattr(readouts, "READOUT_ROWS", 8)
     outcome = trial.run(setup, Job("readouts", setup.digest(), split="train"))
     assert scores(setup, outcome, "row").tolist() == [0, 3, 6, 9, 12, 15, 18]
 

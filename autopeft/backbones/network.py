@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -14,6 +16,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from autopeft.backbones.facts import Facts, Pool
 from autopeft.backbones.layouts import Layout
+
+
+@dataclass(frozen=True)
+class Init:
+    """The adapter that was folded into a backbone's weights.
+
+    Attributes:
+        folder: its files.
+        sha256: hash of its files.
+        base_sha256: hash of the weights that it was folded into.
+    """
+
+    folder: Path
+    sha256: str
+    base_sha256: str
+
 
 _DROP_PATHS = ("drop_path", "drop_path1", "drop_path2")
 
@@ -32,6 +50,7 @@ class Network:
         facts: the whole backbone as plain data; ``drop_blocks`` does not change it.
         depth: number of blocks present (``facts.depth`` unless blocks were dropped).
         warnings: what a user must know about how the weights were loaded, one line each.
+        init: the adapter that is folded into the weights; None in a plain backbone.
     """
 
     def __init__(
@@ -41,6 +60,7 @@ class Network:
         self.facts = facts
         self.depth = facts.depth
         self.warnings = tuple(warnings)
+        self.init: Init | None = None
         self._layout = layout
         freeze(model)
 
@@ -189,7 +209,7 @@ class Network:
         for buffer in self.model.buffers():
             shared[id(buffer)] = buffer.detach()
         twin = Network(copy.deepcopy(self.model, shared), self.facts, self._layout, self.warnings)
-        twin.depth = self.depth
+        twin.depth, twin.init = self.depth, self.init
         if num_outputs is not None:
             twin.reset_classifier(num_outputs, generator)
         return twin

@@ -25,7 +25,7 @@ State = dict[str, Tensor]
 
 # What ``adapter.save`` finds out by itself.
 _OF_THE_ADAPTER = {"format", "version", "candidate", "fingerprint", "methods_from", "backbone"}
-_OF_THE_ADAPTER |= {"trainable_params", "adapter_bytes"}
+_OF_THE_ADAPTER |= {"trainable_params", "adapter_bytes", "init"}
 
 
 @dataclass(frozen=True)

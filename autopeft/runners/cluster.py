@@ -8,7 +8,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +54,17 @@ def start(count: int) -> str:
     Raises:
         RunError: Ray does not start.
     """
-    # Workers find the same packages as the driver, from whatever folder it was started in.
-    paths = [str(Path(path).resolve()) for path in sys.path]
     try:
-        context = ray.init(
-            address="local",
-            num_cpus=count,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            object_store_memory=_STORE_BYTES,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}},
-        )
+        with _own_packages():
+            context = ray.init(
+                address="local",
+                num_cpus=count,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=_STORE_BYTES,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
     except Exception as error:  # Ray raises plain exceptions, e.g. on a machine that is too busy
         ray.shutdown()
         raise RunError(f"Ray did not start: {last_line(error)}") from error
@@ -81,6 +80,24 @@ def share(asked: float, workers: int) -> float:
     """
     gpus = float(ray.cluster_resources().get("GPU", 0))
     return asked or (min(1.0, gpus / (workers or 1)) if gpus else 0.0)
+
+
+@contextmanager
+def _own_packages() -> Iterator[None]:
+    """Processes started here find the driver's packages, from whatever folder it was started in.
+
+    By the environment that Ray's node inherits, and its workers from it: a ``runtime_env`` would
+    make each worker wait for an agent that starts later than the node.
+    """
+    paths, before = [str(Path(path).resolve()) for path in sys.path], os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def connect(address: str) -> str:

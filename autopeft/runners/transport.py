@@ -1,8 +1,9 @@
 """What travels between the driver's disk and a node that does not see it.
 
-Towards a node: the decoded images and the weights file, copied once a node into a folder of its
-own, and the state that a job continues from. Back: predictions and states, which the driver
-writes. Names that come from a worker are checked before they become paths.
+Towards a node: the decoded images, the weights file and the adapter that a run starts from,
+copied once a node into a folder of its own, and the state that a job continues from. Back:
+predictions and states, which the driver writes. Names that come from a worker are checked before
+they become paths.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class FileServer:
     """Gives nodes the files that a setup names, and nothing else.
 
     Args:
-        setup: ``images`` and ``weights`` are served.
+        setup: ``images``, ``weights`` and ``init_adapter`` are served.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -73,6 +74,10 @@ class FileServer:
                 self._paths[f"images/{name}"] = Path(setup.images) / name
         if setup.weights:
             self._paths["weights"] = Path(setup.weights)
+        if setup.init_adapter:
+            root = Path(setup.init_adapter)
+            for path in filter(Path.is_file, root.rglob("*")):
+                self._paths[f"init/{path.relative_to(root)}"] = path
 
     def listing(self) -> dict[str, Listed]:
         """Name -> size and hash; read once, however many nodes ask."""
@@ -164,6 +169,11 @@ class Node:
             folder = self.root / "weights" / entry.sha256[:16]
             fetch(folder, {name: entry}, lambda _, offset: read("weights", offset))
             places["weights"] = str(folder / name)
+        wanted = {f.removeprefix("init/"): e for f, e in listing.items() if f.startswith("init/")}
+        if wanted:
+            folder = self.root / "init" / setup.init_sha256[:16]
+            source = lambda file, offset: read(f"init/{file}", offset)  # noqa: E731
+            places["init_adapter"] = str(fetch(folder, wanted, source))
         return replace(setup, **places)  # type: ignore[arg-type]
 
     def _scratch(self) -> Path:
@@ -224,6 +234,7 @@ def fetch(folder: Path, wanted: Mapping[str, Listed], read: Read) -> Path:
 
 def _copy(path: Path, name: str, entry: Listed, read: Read) -> None:
     digest, offset = hashlib.sha256(), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as stream:
         while offset < entry.bytes and (chunk := read(name, offset)):
             digest.update(chunk)
