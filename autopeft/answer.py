@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autopeft.backbones.network import Network
+from autopeft.baselines import Simple
 from autopeft.bench import Audience, Bench, Model
 from autopeft.clock import Clock
 from autopeft.data.task import Task
 from autopeft.evaluation import Evaluation, Predictions
+from autopeft.metrics.memorization import Attack
 from autopeft.objective import Objective
 from autopeft.selection import ReadoutChoice, Scored
 from autopeft.settings import Settings
@@ -29,6 +31,7 @@ class Answer:
     opponent: Model
     finalists: Sequence[Model]
     baselines: Sequence[Model]
+    ablated: Sequence[Model]
     confirm: Scored
     metric: str
     readout: ReadoutChoice
@@ -43,6 +46,8 @@ class Answer:
     look: int = 0
     thresholds: tuple[float | None, ...] = ()
     scored: dict[tuple[str, int, str], Predictions] = field(default_factory=dict)
+    simple: dict[str, Simple] = field(default_factory=dict)
+    recipes: Mapping[str, list[Attack]] = field(default_factory=dict)
 
     @property
     def audience(self) -> Audience:

@@ -12,6 +12,7 @@ from typing import Any
 
 from autopeft import baselines, protocol
 from autopeft import settings as settings_file
+from autopeft.ablation import ablations
 from autopeft.answer import Answer
 from autopeft.backbones.facts import Facts
 from autopeft.bench import Audience, Bench, Model
@@ -23,7 +24,9 @@ from autopeft.evaluation import Evaluation, Predictions
 from autopeft.files import disk_trouble, lock
 from autopeft.interrupts import Interrupts
 from autopeft.job import Job, Outcome, Setup, total_cost
+from autopeft.members import recipe_attacks, with_null
 from autopeft.metrics import METRICS
+from autopeft.metrics.memorization import Attack
 from autopeft.objective import Objective
 from autopeft.prepare import (
     Ready,
@@ -35,6 +38,7 @@ from autopeft.prepare import (
     prepare,
 )
 from autopeft.progress import Bar, Screen
+from autopeft.rehearsal import rehearse
 from autopeft.result import Result
 from autopeft.runners import open_runner
 from autopeft.runners.early import Early
@@ -87,6 +91,7 @@ def run(settings: Settings) -> Result:
     try:
         with closing(Early(settings)) as early:
             ready = prepare(settings, screen, early.begin)
+            rehearse(ready.objective, make_audience(settings, ready, ""), settings.objective)
             with lock(settings.run_dir / ".lock"):
                 # Another driver may have finished the run while this one was preparing.
                 done = finished(settings)
@@ -127,6 +132,7 @@ def _drive(settings: Settings, ready: Ready, screen: Screen, began: float, early
         most = setup.micro_batch or settings.batch_size
         bench = Bench(audience, study, runner, value, clock.tick, most)
         readout, models = _baselines(settings, ready, bench, screen, clock)
+        audience = bench.audience
         reference = study.fact("reference")
         engine = _search(settings, ready, bench, reference, clock, screen, interrupts)
         pool = evaluations(study, audience, reference)
@@ -152,11 +158,15 @@ def _drive(settings: Settings, ready: Ready, screen: Screen, began: float, early
         picked = choose_winner(entrants, costs, scored, repeats, metric, audience)
         opponent = strongest(models, scored, repeats, metric, audience)
         protocol.log(folder, "chosen", winner=picked.candidate.fingerprint, against=opponent.name)
+        with clock.part("confirm"), screen.bar("training the winner without its parts") as bar:
+            found = ablations(picked.candidate, ready.network.facts, readout.strength)
+            ablated = [Model(name, candidate) for name, candidate in found]
+            bench.train(ablated, repeats, "ablation", bar)
         answer = Answer(
             settings, ready.task, ready.objective, ready.network, bench, picked, opponent,
-            entrants, models, scored, metric, readout, reference, feasible,
+            entrants, models, ablated, scored, metric, readout, reference, feasible,
             tuple(e.number for e in front), pool, declared, clock, ready.decode_seconds,
-            ready.counted.notes,
+            ready.counted.notes, recipes=_recipes(settings, bench, picked, models, screen),
         )  # fmt: skip
         engine.finish()  # only now: a run that is stopped before may still promote them
         return write_answer(answer, screen)
@@ -201,6 +211,10 @@ def _baselines(
     bench.study.fix("readout", [readout.block, readout.pool, readout.strength])
     wanted = baselines.names(settings.baselines, "groups" in objective.needs)
     models = baselines.make(wanted, facts, (readout.block, readout.pool), readout.strength)
+    if "memorization" in objective.needs:
+        with screen.bar("null of the memorization attacks") as bar:
+            probe = next(m for m in models if m.name == "linear_probe")
+            with_null(bench, probe.candidate, bar)
     first = [m for m in models if m.name in baselines.REFERENCE]
     repeats = range(1, settings.seeds + 1)
     with clock.part("baselines"), screen.bar("reference baselines") as bar:
@@ -229,7 +243,7 @@ def _search(
         cost = total_cost(outcomes)
         assert cost is not None
         predictions = audience.predictions(outcomes[-1], "search", 0)
-        evaluation = audience.evaluation(predictions, cost, reference)
+        evaluation = audience.evaluation(predictions, cost, reference, outcomes[-1])
         return METRICS[objective.rung](evaluation), evaluation
 
     with clock.part("search"), screen.bar("searching (rungs)") as bar:
@@ -330,6 +344,18 @@ def _refuse_foreign(settings: Settings) -> None:
     started = (folder / ".lock").exists() or (folder / "settings.yaml").exists()
     if folder.exists() and not started and any(folder.iterdir()):
         raise UserError("holds files of something else", str(folder), "Take another --name.")
+
+
+def _recipes(
+    settings: Settings, bench: Bench, picked: Model, models: Sequence[Model], screen: Screen
+) -> dict[str, list[Attack]]:
+    """The attacks that need many trainings, where the objective asks for memorization."""
+    if bench.audience.null is None:
+        return {}
+    asked = [Model("winner", picked.candidate)]
+    asked += [m for m in models if m.name in ("lora_r8", "full")]
+    with screen.bar("training on halves of the patients") as bar:
+        return {m.name: recipe_attacks(bench, m, settings.seed, bar) for m in asked}
 
 
 def _entrants(chosen: Sequence[Candidate], models: Sequence[Model]) -> list[Model]:

@@ -9,7 +9,14 @@ from typing import Any
 
 from autopeft.answer import Answer
 from autopeft.bench import Model
+from autopeft.context_numbers import (
+    contributions_of,
+    memorization_of,
+    shortcuts_of,
+    simple_of,
+)
 from autopeft.evaluation import Cost, Predictions
+from autopeft.group_numbers import group_numbers
 from autopeft.metrics import METRICS
 from autopeft.metrics.classification import fit_threshold
 from autopeft.metrics.groups import group_table, unscored_groups
@@ -21,6 +28,7 @@ from autopeft.metrics.intervals import (
     recipe_interval,
     verdict,
 )
+from autopeft.operating_numbers import operating_numbers
 from autopeft.selection import compare, mean_value, repeats_of
 from autopeft.version import __version__
 
@@ -29,7 +37,7 @@ PACKAGES = ("optuna", "torch", "timm", "peft", "ray", "numpy")
 
 def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
     """All of ``result.json`` but the seconds."""
-    done, total = 0, len(answer.models) + 2
+    done, total = 0, len(answer.models) + 3
     tables = {}
     for model in answer.models:
         tables[model.name] = _model_table(answer, model)
@@ -40,6 +48,8 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
     bar(done + 1, total)
     groups = _groups(answer)
     lost = _levelled_down(answer)
+    bar(done + 2, total)
+    fairness = group_numbers(answer)
     bar(total, total)
     entries = answer.bench.study.entries
     return {
@@ -55,8 +65,14 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
         "accuracy_kept": kept,
         "levelled_down": list(lost),
         "groups": groups,
+        "fairness": fairness,
+        "contributions": contributions_of(answer),
+        "simple": simple_of(answer),
+        "shortcuts": shortcuts_of(answer),
+        "memorization": memorization_of(answer),
         "thresholds": dict(zip(answer.task.classes, answer.thresholds, strict=True)),
         "front": _front(answer),
+        "finalists": _finalists(answer),
         "feasible": answer.feasible,
         "optimism": _optimism(answer),
         "readout": {
@@ -120,7 +136,30 @@ def _model_table(answer: Answer, model: Model) -> dict[str, Any]:
     recipe = _recipe(answer, seeds, None, answer.objective.primary)
     if recipe is not None:
         table["recipe"] = recipe.to_dict()
+    if model.name in ("winner", answer.opponent.name):
+        table["operating"] = operating_numbers(answer, model.name)
     return table
+
+
+def _finalists(answer: Answer) -> list[dict[str, Any]]:
+    """Who was confirmed: the mean over fresh seeds on ``confirm``; the first is search's pick."""
+    return [
+        {
+            "title": model.candidate.title,
+            "config": model.candidate.to_dict(),
+            "fingerprint": model.candidate.fingerprint,
+            "confirm": _means(answer, repeats_of(answer.confirm, model.name, answer.repeats)),
+            "winner": model.name == answer.picked.name,
+        }
+        for model in answer.finalists
+    ]
+
+
+def _means(answer: Answer, repeats: Sequence[Predictions]) -> dict[str, float]:
+    """AUROC and the ranking metric, mean over repeats, where defined."""
+    names = dict.fromkeys(("auroc", answer.metric))
+    found = {name: mean_value(answer.audience, name, repeats) for name in names}
+    return {name: value for name, value in found.items() if value > float("-inf")}
 
 
 def _metric_names(answer: Answer) -> list[str]:

@@ -99,7 +99,7 @@ class Rungs:
             if name not in METRICS:
                 raise UserError(f"there is no metric {name!r}", "measure", nearest(name, METRICS))
         predictions = self.audience.predictions(outcome, "search", 0)
-        evaluation = self.audience.evaluation(predictions, outcome.cost)
+        evaluation = self.audience.evaluation(predictions, outcome.cost, outcome=outcome)
         values = {name: METRICS[name](evaluation) for name in metrics}
         return {name: float("nan") if v is None else float(v) for name, v in values.items()}
 

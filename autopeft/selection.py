@@ -140,7 +140,7 @@ def reference_values(
 def _on_search(bench: Bench, outcome: Outcome, repeat: int) -> Evaluation:
     assert outcome.cost is not None
     return bench.audience.evaluation(
-        bench.audience.predictions(outcome, "search", repeat), outcome.cost
+        bench.audience.predictions(outcome, "search", repeat), outcome.cost, outcome=outcome
     )
 
 
@@ -154,7 +154,9 @@ def evaluations(
             outcome = entry.trained
             assert outcome.cost is not None
             predictions = audience.predictions(outcome, "search", 0)
-            found.append((entry, audience.evaluation(predictions, outcome.cost, reference)))
+            found.append(
+                (entry, audience.evaluation(predictions, outcome.cost, reference, outcome))
+            )
     return found
 
 

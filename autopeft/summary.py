@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autopeft import words
+from autopeft import patient_words, words
 from autopeft.result import Result
 from autopeft.words import Numbers
 
@@ -40,6 +40,15 @@ def print_summary(result: Result, console: Console | None = None) -> None:
     if numbers["groups"]:
         console.print()
         _print_groups(console, numbers)
+    _say(console, "GAP", patient_words.gap_lines(numbers))
+    _say(console, "CHANGE", patient_words.change_lines(numbers))
+    console.print()
+    _say(console, "DECIDE", patient_words.operating_lines(numbers))
+    _say(console, "CALIBR.", patient_words.calibration_lines(numbers))
+    _say(console, "PARTS", patient_words.contribution_lines(numbers))
+    _say(console, "SIMPLE", patient_words.simple_lines(numbers))
+    _say(console, "SHORTCUT", patient_words.shortcut_lines(numbers))
+    _say(console, "MEMORY", patient_words.memorization_lines(numbers))
     console.print()
     _say(console, "HONESTY", words.honesty_lines(numbers))
     _say(console, "UNKNOWN", words.not_known(numbers))

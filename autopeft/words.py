@@ -13,7 +13,7 @@ from typing import Any
 Numbers = Mapping[str, Any]
 
 RESEARCH = "RESEARCH USE, not a medical device"
-SPLITS = ("train", "search", "confirm", "test")
+SPLITS = ("train", "probe", "search", "confirm", "test")
 UNKNOWN = "unknown"
 
 # Training fields that are told only where they differ from doing nothing.
@@ -145,6 +145,8 @@ def training_words(config: Mapping[str, Any]) -> str:
             words.append(f"{name.replace('_', ' ')} {train[name]}")
     if train["sampling"] != "plain":
         words.append(f"sampling by {train['sampling'].replace('_x_', ' and ')}")
+    if train.get("group_dro"):
+        words.append("group DRO")
     return ", ".join(words)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from autopeft import protocol
 from autopeft.adapter import can_merge, load_adapter, merge
 from autopeft.adapter import save as save_adapter
 from autopeft.answer import Answer
+from autopeft.baselines import simple
 from autopeft.files import new_folder, write_bytes, write_json, write_text
 from autopeft.metrics.classification import fit_threshold
 from autopeft.numbers import numbers
@@ -50,6 +52,7 @@ def _score(answer: Answer, screen: Screen) -> None:
     rows = bench.audience.rows
     with screen.bar("scoring search patients") as bar:
         _keep(answer, bench.predict(answer.models, [0], "search", bar))
+    _simple(answer, ("search", "confirm"), screen)
     answer.thresholds = fit_threshold(answer.scored[("winner", 0, "search")])
     for (name, repeat), predictions in answer.confirm.items():
         answer.scored[(name, repeat, "confirm")] = predictions
@@ -65,10 +68,25 @@ def _score(answer: Answer, screen: Screen) -> None:
     )
     with screen.bar("scoring test patients") as bar:
         _keep(answer, bench.predict(answer.models, [0, *answer.repeats], "test", bar))
+        _keep(answer, bench.predict(answer.ablated, answer.repeats, "test", bar))
+    _simple(answer, ("test",), screen)
     for name in task.external:
         rows[name] = task.rows(name)
         with screen.bar(f"external check: {name}") as bar:
             _keep(answer, bench.predict(answer.models, [0], name, bar))
+
+
+def _simple(answer: Answer, splits: Sequence[str], screen: Screen) -> None:
+    """What needs no fine-tuning, on the same patients."""
+    probe = next((m for m in answer.baselines if m.name == "linear_probe"), None)
+    if probe is None:
+        return
+    for split in splits:
+        with screen.bar(f"simple baselines on {split}") as bar:
+            found = simple(answer.bench, probe.candidate, split, bar)
+        answer.simple[split] = found
+        for name, predictions in found.models.items():
+            answer.scored[(name, 0, split)] = predictions
 
 
 def _keep(answer: Answer, scored: Scored) -> None:
@@ -89,7 +107,7 @@ def _save_adapters(answer: Answer) -> None:
         thresholds = fit_threshold(answer.scored[(model.name, 0, "search")])
         meta = {
             key: loaded.info[key]
-            for key in ("classes", "kind", "fit", "weights", "pixels")
+            for key in ("classes", "kind", "fit", "weights", "pixels", "started_from")
             if key in loaded.info
         }
         meta |= {

@@ -38,21 +38,31 @@ MAY = {
     # what is measured, on whom
     "plugins": "",
     "metrics": "evaluation",
-    "objective": "evaluation metrics plugins",
+    "terms": "evaluation metrics plugins",
+    "rules": "evaluation terms",
+    "objective": "evaluation metrics plugins rules terms",
     "data": "evaluation job settings",
     # what is trained, and how
     "backbones": "",
     "methods": "backbones candidate plugins",
     "training": "candidate evaluation job",
-    "adapter": "backbones candidate methods training",
+    "adapter_files": "",
+    "card": "backbones methods",
+    "adapter": "adapter_files backbones candidate card methods training",
+    "init_adapter": "adapter adapter_files backbones candidate job methods",
     "posthoc": "adapter backbones candidate methods",
     "states": "adapter backbones job",
-    "trial": "adapter backbones candidate evaluation job methods posthoc states training",
+    "parts": "job",
+    "readouts": "job parts states training",
+    "simple": "job states training",
+    "trial": "adapter backbones candidate evaluation init_adapter job methods parts posthoc "
+    "readouts simple states training",
     # what is tried next
     "ranges": "",
     "sections": "candidate plugins ranges",
     "space": "candidate plugins ranges sections",
     "suited": "candidate ranges sections space",
+    "starting": "candidate init_adapter methods ranges sections space",
     "schedule": "",
     "entry": "candidate job",
     "study": "candidate entry job",
@@ -62,20 +72,30 @@ MAY = {
     "runners": "job",
     # what comes out
     "bench": "candidate evaluation job metrics progress runners study",
-    "baselines": "backbones bench candidate methods",
+    "baselines": "backbones bench candidate evaluation job methods progress",
+    "ablation": "backbones candidate evaluation methods metrics",
     "selection": "backbones bench candidate evaluation job metrics objective progress study",
     "protocol": "",
     "clock": "",
     "result": "adapter plot settings study",
-    "answer": "backbones bench clock data evaluation objective selection settings study",
-    "numbers": "answer bench evaluation metrics selection",
+    "answer": "backbones baselines bench clock data evaluation objective selection settings study",
+    "group_numbers": "answer evaluation metrics",
+    "operating_numbers": "answer evaluation metrics",
+    "context_numbers": "ablation answer metrics",
+    "numbers": "answer bench context_numbers evaluation group_numbers metrics operating_numbers "
+    "selection",
+    "patient_words": "words",
     "drawing": "",
     "plot": "drawing words",
-    "report": "plot words",
-    "summary": "result words",
-    "writing": "adapter answer metrics numbers progress protocol report result selection",
-    "prepare": "backbones baselines bench data job methods metrics objective plugins "
-    "progress protocol result runners schedule settings space study suited training",
+    "report": "patient_words plot words",
+    "summary": "patient_words result words",
+    "writing": "adapter answer baselines metrics numbers progress protocol report result "
+    "selection",
+    "rehearsal": "bench evaluation metrics objective",
+    "members": "bench candidate evaluation job metrics parts progress",
+    "prepare": "adapter_files backbones baselines bench data job methods metrics objective parts "
+    "plugins progress protocol result runners schedule settings space starting study suited "
+    "training",
 }
 
 # Library -> the only files (or folders) that import it.
@@ -93,7 +113,7 @@ DOORS = {
     "peft": ("methods/tuner.py", "adapter.py", "training/fast.py"),
     "timm": ("backbones/",),
     "huggingface_hub": ("backbones/",),
-    "fairlearn": ("metrics/fairness.py",),
+    "fairlearn": ("metrics/odds.py",),
     "sklearn": ("training/probe.py",),
     "torch": (
         "backbones/",
@@ -101,6 +121,7 @@ DOORS = {
         "training/",
         "posthoc/",
         "adapter.py",
+        "init_adapter.py",
         "states.py",
         "trial.py",
     ),

@@ -278,6 +278,70 @@ def test_fairness_search_ranks_by_the_worst_group(tmp_path):
     worst = min(groups[g]["auroc"] for g in ("sex=F", "sex=M"))
     assert result.best.test["worst_group_auroc"]["value"] == pytest.approx(worst)
     assert result.numbers["accuracy_kept"]["margin"] == 0.01
+    check_groups(result, groups)
+    check_operating_point(result)
+    check_company(result)
+
+
+def check_groups(result, groups):
+    """The gap is that of the groups' rows; the bands are of the same groups."""
+    fairness = result.numbers["fairness"]
+    opponent = result.numbers["contrast"]["baseline"]
+    assert set(fairness["models"]) == {"winner", opponent}
+    (gap,) = fairness["models"]["winner"]["gaps"]
+    values = [groups[g]["auroc"] for g in gap["mean"]["groups"]]
+    assert gap["mean"]["value"] == pytest.approx(max(values) - min(values))
+    assert gap["word"] in ("gap shown", "gap below", "cannot tell")
+    assert set(fairness["bands"]) == {"sex=F", "sex=M"}
+    assert {r["group"] for r in fairness["models"]["winner"]["across"]} == {"sex=F", "sex=M"}
+
+
+def check_operating_point(result):
+    """Rates on test are those at the threshold that search gave, never one fitted on test."""
+    search = table(result, "winner", "search")
+    positives = sorted((score for target, score in search.values() if target == 1), reverse=True)
+    threshold = positives[int(np.ceil(0.9 * len(positives) - 1e-9)) - 1]
+    test = table(result, "winner", "test")
+    found = [score >= threshold for target, score in test.values() if target == 1]
+    rates = result.best.numbers["operating"]["rates"]
+    assert rates["sensitivity"]["value"] == pytest.approx(np.mean(found))
+    cleared = [score < threshold for target, score in test.values() if target == 0]
+    assert rates["specificity"]["value"] == pytest.approx(np.mean(cleared))
+
+
+def check_company(result):
+    """Simple predictors, shortcuts and the winner's parts stand beside it, and in the files."""
+    numbers, page = result.numbers, (result.folder / "report.html").read_text()
+    assert set(numbers["simple"]) == {"knn", "demographics", "thumbnail"}
+    for name in numbers["simple"]:
+        rows = table(result, name, "test")
+        assert set(rows) == set(table(result, "winner", "test"))
+    knn = table(result, "knn", "test").values()
+    positive, negative = ([s for t, s in knn if t == label] for label in (1, 0))
+    ranked = np.mean([(a > b) + (a == b) / 2 for a in positive for b in negative])
+    assert numbers["simple"]["knn"]["test"]["auroc"]["value"] == pytest.approx(ranked, abs=1e-4)
+    assert {r["attribute"] for r in numbers["shortcuts"]["winner"]} == {"sex"}
+    assert numbers["memorization"] == {}
+    assert "Gaps between groups" in page
+    assert "What simple things reach" in page
+    assert "Memorization" not in page
+
+
+@pytest.mark.slow
+def test_a_memorization_search_attacks_its_winner(tmp_path):
+    films = {"patients": "400", "size": "32", "contrast": "2", "images_per_patient": "1"}
+    options = tiny(tmp_path, objective="memorization", data_option=films)
+    result = autopeft.search(**options)
+    found = result.numbers["memorization"]
+    assert set(found["models"]) == {"winner", "linear_probe", "lora_r8"}
+    assert {a["name"] for a in found["models"]["winner"]} == {"loss", "confidence"}
+    assert {a["name"] for a in found["recipes"]["lora_r8"]} == {"likelihood ratio", "rmia"}
+    assert found["generalization"]["all"]["low"] < found["generalization"]["all"]["high"]
+    assert result.numbers["patients"]["probe"] == result.numbers["patients"]["search"]
+    values = result.front[0]["values"]
+    assert -0.5 <= values["memorization"] <= 0.5
+    assert "Memorization" in (result.folder / "report.html").read_text()
+    assert autopeft.search(**options).numbers == result.numbers
 
 
 def test_fairness_without_a_group_large_enough_is_refused(tmp_path):

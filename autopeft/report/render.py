@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from autopeft import words
+from autopeft import patient_words, words
 from autopeft.files import write_text
 from autopeft.plot import plot_front, plot_groups, read_points
 from autopeft.words import Numbers
@@ -38,6 +38,7 @@ def write_report(folder: Path, numbers: Numbers) -> Path:
     page = _template().render(
         n=numbers,
         words=words,
+        patients=patient_words,
         models=_models(numbers),
         labels=_labels(numbers),
         groups=_groups(numbers),

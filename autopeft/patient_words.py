@@ -1,0 +1,191 @@
+"""What a result says about its patients, in plain words: gaps, decisions, calibration, shortcuts.
+
+Every function reads ``result.json`` and gives lines; a run made before a number existed has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autopeft.words import Numbers, interval, number, percent
+
+_MOST = 6  # lines of one kind; result.json has all
+
+
+def gap_lines(numbers: Numbers) -> list[str]:
+    """For each attribute: is there a gap, how large, and could these patients have shown it?"""
+    found = numbers.get("fairness") or {}
+    if not found:
+        return []
+    opponent = numbers["contrast"]["baseline"]
+    theirs = {g["attribute"]: g for g in found["models"][opponent]["gaps"]}
+    lines = []
+    for gap in found["models"]["winner"]["gaps"]:
+        other = theirs.get(gap["attribute"])
+        against = "" if other is None else f"; {opponent} {other['text']}"
+        lines.append(f"{_name(gap['attribute'])}: {gap['text']}{_size(gap)}{against}")
+    for bounds in found["models"]["winner"]["bounds"]:
+        lines.append(
+            f"{_name(bounds['attribute'])} is unknown for {percent(bounds['share'])} of the "
+            f"patients: all of them in one group, its gap is {bounds['low']:.3f} to "
+            f"{bounds['high']:.3f}; whoever they are, {bounds['least']:.3f} to "
+            f"{bounds['most']:.3f}"
+        )
+    for one in found["models"]["winner"]["standardized"]:
+        if one["gap"] is not None:
+            held = " and ".join(_name(a) for a in one["by"])
+            lines.append(
+                f"{_name(one['attribute'])}, {held} and the findings held equal: "
+                f"{one['gap']:.3f} instead of {one['raw_gap']:.3f} "
+                f"(on {percent(one['kept'])} of the images)"
+            )
+    return lines
+
+
+def _size(gap: Mapping[str, Any]) -> str:
+    """The gap's size beside what it is without bias, its test, and what could have been seen."""
+    mean = gap["mean"]
+    if mean is None:
+        return ""
+    told = [f"AUROC {mean['value']:.3f}"]
+    if mean["low"] is not None:
+        told[0] += f" ({mean['low']:.3f} to {mean['high']:.3f})"
+    if mean["expected"] is not None:
+        told.append(f"about {mean['expected']:.3f} without any bias")
+    if gap["p"] is not None:
+        told.append(f"p {gap['p']:.3f}")
+    if mean["detectable"] is not None:
+        told.append(f"smallest detectable {mean['detectable']:.3f}")
+    return f" ({', '.join(told)})"
+
+
+def change_lines(numbers: Numbers) -> list[str]:
+    """Winner minus opponent in each group, bands that hold together."""
+    bands = (numbers.get("fairness") or {}).get("bands") or {}
+    opponent = numbers["contrast"]["baseline"]
+    known = {group: band for group, band in bands.items() if band is not None}
+    if not known:
+        return []
+    group = min(known, key=lambda g: float(known[g]["value"]))
+    return [
+        f"winner minus {opponent}, the group that gained least or lost most: {group} "
+        f"{interval(known[group], signed=True)}, all {len(known)} groups together"
+    ]
+
+
+def operating_lines(numbers: Numbers) -> list[str]:
+    """Rates of the winner at the one threshold for everybody."""
+    told = numbers["best"].get("operating")
+    if not told:
+        return []
+    rates = ", ".join(f"{rate} {interval(told['rates'][rate])}" for rate in told["rates"])
+    lines = [f"{rates} on test, intervals with the threshold fitted again"]
+    missed = [
+        f"{row['group']} {percent(row['missed'])}"
+        for row in numbers["groups"]
+        if row["model"] == "winner" and row["counted"] and row["missed"] is not None
+    ]
+    if 0 < len(missed) <= 2 * _MOST:
+        lines.append(f"missed findings: {', '.join(missed)}")
+    odds = (numbers.get("fairness") or {}).get("models", {}).get("winner", {}).get("odds") or {}
+    if odds.get("equalized_odds_difference") is not None:
+        lines.append(
+            "largest difference between groups: in sensitivity or false alarms "
+            f"{number(odds['equalized_odds_difference'])} (equalized odds), in the share called "
+            f"positive {number(odds.get('demographic_parity_difference'))}; chance alone makes "
+            "both larger than 0"
+        )
+    return lines
+
+
+def calibration_lines(numbers: Numbers) -> list[str]:
+    """Slope and intercept, overall and of the group that is furthest from a slope of 1."""
+    told = (numbers["best"].get("operating") or {}).get("calibration")
+    if not told:
+        return []
+    whole = told["all"]
+    lines = []
+    for label, fit in list(whole["classes"].items())[:_MOST]:
+        where = f"{label}: " if len(whole["classes"]) > 1 else ""
+        lines.append(
+            f"{where}slope {_short(fit['slope'])} (1 is right, below: too sure), intercept "
+            f"{_short(fit['intercept'])} (0 is right)"
+        )
+    if whole["ece"] is not None:
+        lines[-1:] = [f"{lines[-1]}; calibration error {whole['ece']:.3f}"] if lines else []
+    slopes = [
+        (group, fit["slope"])
+        for group, table in told.items()
+        if group != "all"
+        for fit in table["classes"].values()
+        if fit["slope"] is not None and fit["slope"]["enough"]
+    ]
+    if slopes:
+        group, slope = max(slopes, key=lambda pair: abs(float(pair[1]["value"]) - 1))
+        lines.append(f"furthest from 1 among the groups: {group}, slope {_short(slope)}")
+    return lines
+
+
+def contribution_lines(numbers: Numbers) -> list[str]:
+    """What fine-tuning, sampling and loss of the winner add."""
+    return [row["sentence"] for row in numbers.get("contributions") or ()]
+
+
+def simple_lines(numbers: Numbers) -> list[str]:
+    """What needs no fine-tuning reaches; a model has to be better than that to have learnt."""
+    models = numbers.get("simple") or {}
+    what = {
+        "knn": "neighbors on frozen features",
+        "demographics": "declared groups alone, no image",
+        "thumbnail": "8 x 8 pixels",
+    }
+    return [
+        f"{what.get(name, name)}: AUROC {interval(table['test'].get('auroc'))} on test"
+        for name, table in models.items()
+    ]
+
+
+def shortcut_lines(numbers: Numbers) -> list[str]:
+    """Does the score tell groups apart at equal labels?"""
+    found = numbers.get("shortcuts") or {}
+    rows = [row["sentence"] for name in ("winner", "features") for row in found.get(name, ())]
+    return rows[: 2 * _MOST]
+
+
+def memorization_lines(numbers: Numbers) -> list[str]:
+    """What attacks tell of who was trained on."""
+    found = numbers.get("memorization") or {}
+    if not found:
+        return []
+    lines = [f"winner: {found['words']}"]
+    for name, rows in found["models"].items():
+        lines += [f"{name}, {_attack(row)}" for row in rows]
+    for name, rows in found["recipes"].items():
+        lines += [f"{name}'s recipe trained on half the patients, {_attack(row)}" for row in rows]
+    gap = found["generalization"].get("all")
+    if gap:
+        lines.append(
+            f"winner's AUROC on patients it was trained on minus on others of the same split: "
+            f"{interval(gap, signed=True)}"
+        )
+    return lines
+
+
+def _attack(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['name']} attack: AUC minus the null's {interval(row, signed=True)}; it finds "
+        f"{percent(row['tpr'])} of the members at {percent(row['fpr'])} false alarms"
+    )
+
+
+def _short(value: Mapping[str, Any] | None) -> str:
+    """``0.91 (0.82 to 1.00)``."""
+    if value is None:
+        return "n/a"
+    return f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+
+
+def _name(attribute: str) -> str:
+    """``age`` of ``age:60``."""
+    return attribute.partition(":")[0]
