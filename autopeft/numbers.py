@@ -51,7 +51,6 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
     bar(done + 2, total)
     fairness = group_numbers(answer)
     bar(total, total)
-    entries = answer.bench.study.entries
     return {
         "verdict": _sentence(answer, contrast, kept, lost),
         "use": "Research use; not a medical device.",
@@ -81,6 +80,14 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
             "table": dict(answer.readout.table),
         },
         "reference": dict(answer.reference),
+        **_record(answer),
+    }
+
+
+def _record(answer: Answer) -> dict[str, Any]:
+    """What was done, on whom, with what."""
+    entries = answer.bench.study.entries
+    return {
         "trials": {
             state: sum(e.state == word for e in entries)
             for state, word in (("complete", "complete"), ("pruned", "pruned"), ("failed", "fail"))

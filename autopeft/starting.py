@@ -106,7 +106,7 @@ def check_bound(start: Start, space: Space) -> str:
     if len(free) == len(used):
         what = f"{space.name} has no method that could be kept orthogonal"
         raise UserError(what, "--init-mode orthogonal", f"They are: {', '.join(BOUND)}.")
-    return f"not kept orthogonal, as they have no A: {', '.join(free)}" if free else ""
+    return f"not kept orthogonal, as they train no A: {', '.join(free)}" if free else ""
 
 
 def note(start: Start) -> str:

@@ -78,7 +78,8 @@ MAY = {
     "protocol": "",
     "clock": "",
     "result": "adapter plot settings study",
-    "answer": "backbones baselines bench clock data evaluation objective selection settings study",
+    "answer": "backbones baselines bench clock data evaluation metrics objective selection "
+    "settings study",
     "group_numbers": "answer evaluation metrics",
     "operating_numbers": "answer evaluation metrics",
     "context_numbers": "ablation answer metrics",

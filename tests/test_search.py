@@ -211,8 +211,8 @@ def test_a_run_that_another_driver_finished_meanwhile_answers(finished, tmp_path
 
     prepare = room.prepare
 
-    def slow(settings, screen):
-        ready = prepare(settings, screen)
+    def slow(*given):
+        ready = prepare(*given)
         shutil.copytree(finished.folder, tmp_path / "first")  # the other one was faster
         return ready
 

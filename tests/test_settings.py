@@ -18,6 +18,7 @@ OTHER = {
     "fit": "crop", "sampler": "random", "inner": "holdout", "runner": "ray", "precision": "fp32",
     "budget": 60.0, "cache_gb": 2.0, "image_size": 112, "weights": "w", "data_root": "d",
     "patient_column": "p", "split_column": "s", "data_option": {"a": "b"}, "label_fraction": 0.1,
+    "init_adapter": "runs/x/best", "init_mode": "naive",
 }  # fmt: skip
 
 
@@ -32,7 +33,8 @@ def changed(name):
         value = value + 1
     else:
         value = (*value, "x") if isinstance(value, tuple) else value + "x"
-    return replace(Settings(), **{name: value})
+    needed = {"init_adapter": "runs/x/best"} if name == "init_mode" else {}
+    return replace(Settings(), **{**needed, name: value})
 
 
 FIELDS = [f.name for f in dataclasses.fields(Settings)]

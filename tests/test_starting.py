@@ -90,14 +90,13 @@ def test_orthogonal_needs_a_method_with_an_a(candidate, tmp_path):
     start = Start(None, "orthogonal", candidate=candidate)
     space = load_space("quick")
     assert space_of(start, space) is space
-    assert (
-        check_bound(start, space) == "not kept orthogonal, as they have no A: bitfit, linear_probe"
-    )
+    said = "not kept orthogonal, as they train no A: "
+    assert check_bound(start, space) == f"{said}bitfit, linear_probe"
     (tmp_path / "s.yaml").write_text("methods: {bitfit: {lr: 1e-3}}")
     with pytest.raises(UserError, match="s has no method that could be kept orthogonal"):
         check_bound(start, load_space(str(tmp_path / "s.yaml")))
     assert check_bound(replace(start, mode="merged"), space) == ""
-    assert check_bound(start, load_space("lora")) == ""
+    assert check_bound(start, load_space("lora")) == f"{said}lora_b_only"  # its A is drawn
 
 
 def test_the_report_is_told_without_a_path(candidate):

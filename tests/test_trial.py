@@ -475,8 +475,8 @@ def test_a_setup_of_a_simulation_trains_nothing(setup, vit):
         trial.run(invented, rung(invented, vit))
 
 
-def test_a_part_is_refused_rather_than_trained_on_everyone(setup, vit):
-    assert "fold:1" in trial.run(setup, rung(setup, vit, part="fold:1")).reason
+def test_a_part_that_is_not_known_is_refused_rather_than_trained_on_everyone(setup, vit):
+    assert "fold:9" in trial.run(setup, rung(setup, vit, part="fold:9")).reason
 
 
 @pytest.mark.parametrize(
@@ -579,6 +579,7 @@ def test_a_worker_s_setup_holds_no_confirm_and_no_test_patient(world, vit, tmp_p
         space=SimpleNamespace(plugins=()),
         images=world.store.folder,
         counted=SimpleNamespace(groups={}, labels={}),
+        start=None,
     )
     settings = Settings(backbone="test_vit", runs_dir=str(tmp_path), name="x", precision="fp32")
     setup = make_setup(settings, ready, study)
@@ -604,6 +605,7 @@ def test_what_depends_on_the_machine_is_decided_once(world, vit, tmp_path, monke
         network=vit,
         space=SimpleNamespace(plugins=()),
         images=world.store.folder,
+        start=None,
     )
     settings = Settings(backbone="test_vit", runs_dir=str(tmp_path), name="x", runner="ray")
     asked = []
@@ -624,7 +626,9 @@ def test_what_depends_on_the_machine_is_decided_once(world, vit, tmp_path, monke
 
 
 def test_setup_fields_that_change_values_change_the_digest(setup):
+    setup = replace(setup, init_adapter="here", init_mode="naive", init_sha256="0")
     places = {"weights", "images", "cache", "run_dir", "offline", "cache_bytes", "micro_batch"}
+    places.add("init_adapter")
     changed = {
         str: lambda v: v + "x", int: lambda v: v + 1, bool: lambda v: not v,
         tuple: lambda v: (*v, "more"), type(None): lambda v: {"noise": 1.0},
