@@ -164,22 +164,27 @@ def cells(numbers: dict[str, Any], folder: Path) -> list[str]:
         lora = f"{_test(best)}, {_recipe(best['config'])}"
         difference = f"{_auroc(best) - _auroc(full):+.3f}"
         share = f"{100 * best['trainable_params'] / full['trainable_params']:.2f} %"
-    picked, mean = confirmed(numbers, folder)
-    confirm = "undefined"
-    if picked is not None and mean is not None:
-        recipe = _recipe(numbers["front"][0]["config"])
-        confirm = f"{picked:.3f} - {mean:.3f} = {picked - mean:+.3f}, {recipe}"
+    confirm, value, mean = "undefined", lora_on_confirm(numbers), full_on_confirm(folder)
+    if value is not None and mean is not None:
+        recipe = _recipe(_first_lora(numbers)["config"])
+        confirm = f"{value:.3f} - {mean:.3f} = {value - mean:+.3f}, {recipe}"
     return [lora, other, difference, share, confirm]
 
 
-def confirmed(numbers: dict[str, Any], folder: Path) -> tuple[float | None, float | None]:
-    """AUROC of the search's own pick and of full fine-tuning on confirm, means of fresh seeds."""
-    optimism = numbers["optimism"]
-    one = len(numbers["front"]) == 1  # several are equal on search: the file names no pick
-    if not one or optimism["metric"] != "auroc" or "value" not in optimism:
-        return None, None
-    # Optimism is the pick's AUROC on search minus its mean on confirm.
-    picked = numbers["front"][0]["values"]["auroc"] - optimism["value"]
+def lora_on_confirm(numbers: dict[str, Any]) -> float | None:
+    """AUROC on confirm of the LoRA that the search picked, mean over fresh seeds."""
+    value = _first_lora(numbers)["confirm"].get("auroc")
+    return None if value is None else float(value)
+
+
+def _first_lora(numbers: dict[str, Any]) -> dict[str, Any]:
+    """The first finalist that is no probe: they stand in the order of the search's picks."""
+    found: dict[str, Any] = next(f for f in numbers["finalists"] if f["config"]["strata"])
+    return found
+
+
+def full_on_confirm(folder: Path) -> float | None:
+    """AUROC of full fine-tuning on confirm, mean over fresh seeds and labels."""
     table = pd.read_csv(folder / "predictions.csv")
     table = table[(table.model == "full") & (table.split == "confirm") & (table.repeat > 0)]
     values = [
@@ -187,7 +192,7 @@ def confirmed(numbers: dict[str, Any], folder: Path) -> tuple[float | None, floa
         for _, rows in table.dropna(subset="target").groupby(["repeat", "label"])
         if rows.target.nunique() == 2
     ]
-    return picked, float(np.mean(values)) if values else None
+    return float(np.mean(values)) if values else None
 
 
 def _recipe(config: dict[str, Any]) -> str:
@@ -227,7 +232,7 @@ def main() -> None:
         table.append([*line, *cells(found, folder)])
         measured += 1
         tested += bool(found["best"]["config"]["strata"])
-        picked, full = confirmed(found, folder)
+        picked, full = lora_on_confirm(found), full_on_confirm(folder)
         better += picked is not None and full is not None and picked > full
     for cell in (HEAD, ["---"] * len(HEAD), *table):
         print(f"| {' | '.join(cell)} |")

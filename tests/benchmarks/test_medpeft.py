@@ -38,8 +38,10 @@ def numbers(lora, full, strata=True):
         "run": "a_run",
         "best": model(lora, 75_000, config if strata else probe),
         "baselines": {"full": model(full, 10_000_000, {})},
-        "front": [{"config": config, "values": {"auroc": 0.80}}],
-        "optimism": {"metric": "auroc", "value": 0.05},
+        "finalists": [
+            {"config": probe, "confirm": {"auroc": 0.9}},
+            {"config": config, "confirm": {"auroc": 0.75}},
+        ],
     }
 
 
@@ -107,7 +109,7 @@ def test_rows_are_filled_and_counted(printed, monkeypatch, tmp_path):
     assert "not tested: the linear probe won, 0.900 (0.880 to 0.920) | 0.800" in measured[0]
     assert "| 0.700 (0.680 to 0.720), r = 8, sgd 0.05 | 0.750 (0.730 to 0.770) |" in measured[1]
     assert "| -0.050 | 0.75 % |" in measured[1]
-    # On confirm: 0.80 on search less the optimism of 0.05; full has 1 and 0 by its two seeds.
+    # Full fine-tuning has 1 and 0 on confirm by its two seeds.
     for line in measured:
         assert line.endswith("| 0.750 - 0.500 = +0.250, r = 8, sgd 0.05 |")
     assert sum("no disk" in line for line in lines) == 3
@@ -119,11 +121,11 @@ def test_rows_are_filled_and_counted(printed, monkeypatch, tmp_path):
 
 def test_what_is_undefined_on_confirm_is_said(tmp_path):
     found = numbers(0.8, 0.7)
-    found["optimism"] = {"metric": "auroc", "looks": 3}
+    found["finalists"][1]["confirm"] = {}
     (tmp_path / "predictions.csv").write_text(PREDICTIONS)
     assert medpeft.cells(found, tmp_path)[-1] == "undefined"
     found = numbers(0.8, 0.7)
-    found["front"] *= 2
+    (tmp_path / "predictions.csv").write_text(PREDICTIONS.replace(",confirm,", ",test,"))
     assert medpeft.cells(found, tmp_path)[-1] == "undefined"
 
 
