@@ -15,7 +15,7 @@ from autopeft.backbones.facts import Facts
 from autopeft.candidate import Candidate, Train
 from autopeft.evaluation import Predictions
 from autopeft.methods import canonical
-from autopeft.metrics.intervals import Interval, paired
+from autopeft.metrics.intervals import Interval, paired, recipe_interval
 
 PLAIN, PROBE = "winner_plain", "winner_probe"  # names in predictions.csv
 LEVERS = ("sampling", "loss", "group_dro", "label_smoothing")
@@ -113,8 +113,21 @@ def contributions(
             part,
             name,
             metric,
-            paired(list(winner), list(others[name]), metric, counted=counted, labels=labels),
+            _interval(winner, others[name], metric, counted, labels),
         )
         for name, part in parts.items()
         if name in others
     ]
+
+
+def _interval(
+    a: Sequence[Predictions],
+    b: Sequence[Predictions],
+    metric: str,
+    counted: Mapping[str, Sequence[str]] | None,
+    labels: Mapping[str, Sequence[str]] | None,
+) -> Interval | None:
+    """Over patients and seeds where there are three of these: the claim is about the recipe."""
+    if len(a) >= 3:
+        return recipe_interval(list(a), list(b), metric, counted=counted, labels=labels)
+    return paired(list(a), list(b), metric, counted=counted, labels=labels)

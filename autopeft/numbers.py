@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -15,21 +15,19 @@ from autopeft.context_numbers import (
     shortcuts_of,
     simple_of,
 )
-from autopeft.evaluation import Cost, Predictions
+from autopeft.evaluation import Predictions
 from autopeft.group_numbers import group_numbers
 from autopeft.metrics import METRICS
 from autopeft.metrics.classification import fit_threshold
-from autopeft.metrics.groups import group_table, unscored_groups
+from autopeft.metrics.groups import group_table
 from autopeft.metrics.intervals import (
     Interval,
     bootstrap,
-    levelled_down,
-    non_inferior,
     recipe_interval,
-    verdict,
 )
 from autopeft.operating_numbers import operating_numbers
-from autopeft.selection import compare, mean_value, repeats_of
+from autopeft.selection import mean_value, repeats_of
+from autopeft.verdict import accuracy_kept, contrast_of, lost_groups, sentence
 from autopeft.version import __version__
 
 PACKAGES = ("optuna", "torch", "timm", "peft", "ray", "numpy")
@@ -43,16 +41,16 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
         tables[model.name] = _model_table(answer, model)
         done += 1
         bar(done, total)
-    contrast = _contrast(answer)
-    kept = _accuracy_kept(answer)
+    contrast = contrast_of(answer)
+    kept = accuracy_kept(answer)
     bar(done + 1, total)
     groups = _groups(answer)
-    lost = _levelled_down(answer)
+    lost = lost_groups(answer)
     bar(done + 2, total)
     fairness = group_numbers(answer)
     bar(total, total)
     return {
-        "verdict": _sentence(answer, contrast, kept, lost),
+        "verdict": sentence(answer, contrast, kept, lost),
         "use": "Research use; not a medical device.",
         "run": answer.settings.run_name,
         "objective": answer.settings.objective,
@@ -191,71 +189,6 @@ def _recipe(
     )
 
 
-def _contrast(answer: Answer) -> dict[str, Any]:
-    """The one declared contrast, and the same against every other baseline (descriptive)."""
-    metric = answer.objective.primary
-    test = {m.name: answer.scored[(m.name, 0, "test")] for m in answer.models}
-    fallback = METRICS[metric](answer.audience.evaluation(test["winner"], Cost(0, 0))) is None
-    metric = "auroc" if fallback else metric
-    gap = compare(answer.audience, metric, [test["winner"]], [test[answer.opponent.name]])
-    seeds = {
-        m.name: [answer.scored[(m.name, r, "test")] for r in answer.repeats]
-        for m in (answer.winner, answer.opponent)
-    }
-    recipe = _recipe(answer, seeds["winner"], seeds[answer.opponent.name], metric)
-    others = {
-        m.name: i.to_dict()
-        for m in answer.baselines
-        if (i := compare(answer.audience, metric, [test["winner"]], [test[m.name]])) is not None
-    }
-    return {
-        "metric": metric,
-        "split": "test",
-        "baseline": answer.opponent.name,
-        "same_candidate": answer.opponent.candidate.fingerprint
-        == answer.picked.candidate.fingerprint,
-        "primary_undefined_on_test": fallback,
-        "word": verdict(gap, answer.settings.margin),
-        "adapter": gap.to_dict() if gap else None,
-        "recipe": recipe.to_dict() if recipe else None,
-        "others": others,
-    }
-
-
-def _accuracy_kept(answer: Answer) -> dict[str, Any]:
-    """Non-inferiority of plain AUROC on ``confirm`` against the strongest baseline there."""
-    audience, repeats = answer.audience, answer.repeats
-    by_name = {m.name: repeats_of(answer.confirm, m.name, repeats) for m in answer.baselines}
-    best = max(by_name, key=lambda name: mean_value(audience, "auroc", by_name[name]))
-    mine = repeats_of(answer.confirm, answer.picked.name, repeats)
-    gap = compare(audience, "auroc", mine, by_name[best])
-    return {
-        "kept": non_inferior(gap, answer.settings.margin),
-        "baseline": best,
-        "difference": gap.to_dict() if gap else None,
-        "floor": gap.floor if gap else None,
-        "margin": answer.settings.margin,
-    }
-
-
-def _levelled_down(answer: Answer) -> tuple[str, ...]:
-    mine, theirs = (answer.scored[(n, 0, "test")] for n in ("winner", answer.opponent.name))
-    gaps: dict[str, Interval | None] = {}
-    for groups in answer.audience.counted.values():
-        for group in groups:
-            gaps[group] = _group_gap(answer, mine, theirs, group)
-    return levelled_down(gaps, answer.settings.margin)
-
-
-def _group_gap(
-    answer: Answer, mine: Predictions, theirs: Predictions, group: str
-) -> Interval | None:
-    try:
-        return compare(answer.audience, f"auroc:{group}", [mine], [theirs])
-    except ValueError:  # the group is not scored on these patients
-        return None
-
-
 def _groups(answer: Answer) -> list[dict[str, Any]]:
     """Winner and opponent by group on test: counts, AUROC, missed findings. Descriptive."""
     rows = []
@@ -273,16 +206,6 @@ def _groups(answer: Answer) -> list[dict[str, Any]]:
                 {**plain, "counted": counted, "interval": interval.to_dict() if interval else None}
             )
     return rows
-
-
-def _needs_groups(contrast: Mapping[str, Any]) -> bool:
-    return "groups" in METRICS[contrast["metric"]].needs
-
-
-def _unscored(answer: Answer) -> tuple[str, ...]:
-    """Counted groups with too few test patients to be scored: the worst group leaves them out."""
-    winner = answer.scored[("winner", 0, "test")]
-    return unscored_groups(winner, answer.audience.counted, answer.audience.labels)
 
 
 def _front(answer: Answer) -> list[dict[str, Any]]:
@@ -324,33 +247,3 @@ def _optimism(answer: Answer) -> dict[str, Any]:
         value = a.value - b.value
         found |= {"value": value, "low": value - half, "high": value + half}
     return found
-
-
-def _sentence(
-    answer: Answer, contrast: Mapping[str, Any], kept: Mapping[str, Any], lost: Sequence[str]
-) -> str:
-    """The verdict in fixed words; it follows the protocol mechanically."""
-    metric = str(contrast["metric"]).replace("_", " ").replace("auroc", "AUROC")
-    name = contrast["baseline"]
-    if contrast["same_candidate"]:
-        return f"Searching did not help: the winner is the baseline {name}."
-    word = {
-        "better": f"Better than {name} in {metric}",
-        "not worse": f"Not worse than {name} in {metric}; not shown to be better",
-        "worse": f"Worse than {name} in {metric}: searching did not help",
-        "cannot tell": f"Cannot tell the winner from {name} in {metric}",
-    }[contrast["word"]]
-    if contrast["baseline"] == "linear_probe" and contrast["word"] != "better":
-        word += " (a linear probe may be enough)"
-    parts = [word]
-    if answer.objective.constraints:
-        said = "overall accuracy kept" if kept["kept"] else "not shown to keep accuracy"
-        parts.append(f"{said} (margin {answer.settings.margin:g})")
-    if not answer.feasible:
-        parts.append("no trial met the constraints on search")
-    silent = _unscored(answer)
-    if silent and _needs_groups(contrast):
-        parts.append(f"not in the worst group, too few test patients: {', '.join(silent)}")
-    if lost:
-        parts.append(f"levelled down: {', '.join(lost)} lost more than the margin")
-    return "; ".join(parts) + "."

@@ -25,6 +25,12 @@ def gap_lines(numbers: Numbers) -> list[str]:
         other = theirs.get(gap["attribute"])
         against = "" if other is None else f"; {opponent} {other['text']}"
         lines.append(f"{_name(gap['attribute'])}: {gap['text']}{_size(gap)}{against}")
+        if len(gap.get("labels", ())) > 1:
+            widest = max(gap["labels"], key=lambda one: float(one["value"]))
+            lines.append(
+                f"{_name(gap['attribute'])}, the label with the largest gap: {widest['label']} "
+                f"{interval(widest)}"
+            )
     for bounds in found["models"]["winner"]["bounds"]:
         lines.append(
             f"{_name(bounds['attribute'])} is unknown for {percent(bounds['share'])} of the "
@@ -81,13 +87,20 @@ def operating_lines(numbers: Numbers) -> list[str]:
         return []
     rates = ", ".join(f"{rate} {interval(told['rates'][rate])}" for rate in told["rates"])
     lines = [f"{rates} on test, intervals with the threshold fitted again"]
-    missed = [
-        f"{row['group']} {percent(row['missed'])}"
+    rows = [
+        row
         for row in numbers["groups"]
         if row["model"] == "winner" and row["counted"] and row["missed"] is not None
     ]
-    if 0 < len(missed) <= 2 * _MOST:
-        lines.append(f"missed findings: {', '.join(missed)}")
+    several = len(numbers.get("thresholds") or ()) > 1
+    worst = sorted(rows, key=lambda row: -float(row["missed"]))[: 2 * _MOST]
+    told = [
+        f"{row['group']}{' ' + row['label'] if several else ''} {percent(row['missed'])}"
+        for row in (rows if len(rows) <= 2 * _MOST else worst)
+    ]
+    if told:
+        some = "" if len(rows) <= 2 * _MOST else f", the {len(told)} largest of {len(rows)}"
+        lines.append(f"missed findings, share of positive images{some}: {', '.join(told)}")
     odds = (numbers.get("fairness") or {}).get("models", {}).get("winner", {}).get("odds") or {}
     if odds.get("equalized_odds_difference") is not None:
         lines.append(
@@ -113,17 +126,21 @@ def calibration_lines(numbers: Numbers) -> list[str]:
             f"{_short(fit['intercept'])} (0 is right)"
         )
     if whole["ece"] is not None:
-        lines[-1:] = [f"{lines[-1]}; calibration error {whole['ece']:.3f}"] if lines else []
+        size = f"{whole['ece']:.3f}" if whole["ece"] > 0 else "not above what chance alone makes"
+        lines.append(f"calibration error, mean over labels: {size}")
     slopes = [
-        (group, fit["slope"])
+        (f"{group} {label}" if len(table["classes"]) > 1 else group, fit["slope"])
         for group, table in told.items()
         if group != "all"
-        for fit in table["classes"].values()
+        for label, fit in table["classes"].items()
         if fit["slope"] is not None and fit["slope"]["enough"]
     ]
     if slopes:
         group, slope = max(slopes, key=lambda pair: abs(float(pair[1]["value"]) - 1))
-        lines.append(f"furthest from 1 among the groups: {group}, slope {_short(slope)}")
+        lines.append(
+            f"slope furthest from 1 among {len(slopes)}: {group}, {_short(slope)}; the furthest "
+            "of several lies far out by chance alone, and its interval does not allow for that"
+        )
     return lines
 
 
@@ -158,7 +175,10 @@ def memorization_lines(numbers: Numbers) -> list[str]:
     found = numbers.get("memorization") or {}
     if not found:
         return []
-    lines = [f"winner: {found['words']}"]
+    lines = [
+        f"winner: {found['words']}; the search chose on these very patients, which makes the "
+        "winner look better here: what its recipe's attacks say was not chosen on"
+    ]
     for name, rows in found["models"].items():
         lines += [f"{name}, {_attack(row)}" for row in rows]
     for name, rows in found["recipes"].items():
@@ -174,7 +194,8 @@ def memorization_lines(numbers: Numbers) -> list[str]:
 
 def _attack(row: Mapping[str, Any]) -> str:
     return (
-        f"{row['name']} attack: AUC minus the null's {interval(row, signed=True)}; it finds "
+        f"{row['name']} attack: AUC {row['auc']:.3f}, minus the null's {row['null']:.3f} "
+        f"{interval(row, signed=True)}; it finds "
         f"{percent(row['tpr'])} of the members at {percent(row['fpr'])} false alarms"
     )
 

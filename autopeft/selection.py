@@ -174,7 +174,10 @@ def finalists(
     whole = [left[i][0] for i in front]
     chosen: list[Entry] = []
     while left and len(chosen) < count:
-        indices = list(objective.front([e for _, e in left]))
+        best = objective.front([e for _, e in left])
+        if front.feasible and not best.feasible:
+            break  # whoever is left misses a constraint
+        indices = list(best)
         pick = indices[objective.choose([left[i][1] for i in indices])]
         chosen.append(left.pop(pick)[0])
     return chosen, whole, front.feasible

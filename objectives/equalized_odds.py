@@ -11,7 +11,7 @@ margin of the best AUROC, the one with the smallest EOD.
 
 Where the prevalence differs between groups, equal error rates and equal calibration cannot both
 hold (Kleinberg et al. 2017): look at calibration by group in the report before calling either
-wrong. A group in which a rate has an empty denominator is left out, not counted as 0. EOD never
+wrong. Where a rate has an empty denominator in some group, EOD is undefined, never 0. EOD never
 promotes a half-trained trial.
 
 Papers: Hardt, Price & Srebro, Equality of Opportunity in Supervised Learning. NeurIPS 2016.

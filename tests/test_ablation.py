@@ -67,3 +67,14 @@ def test_contributions_are_paired_differences(facts):
     few = [replace(p, target=np.full_like(p.target, np.nan)) for p in mine]
     (unknown,) = contributions(winner, few, {PLAIN: few}, "auroc")
     assert unknown.sentence == "sampling by group: cannot tell what it adds to the AUROC"
+
+
+def test_seeds_that_differ_widen_what_a_part_is_said_to_add(facts):
+    """The claim is about the recipe: three trainings whose scores move are no proof."""
+    winner = canonical({**RAW, "sampling": "group"}, facts)
+    mine = [scored(shift, s) for shift, s in ((3.0, 1), (0.2, 2), (0.3, 3))]
+    plain = [scored(0.2, s) for s in (1, 2, 3)]
+    (three,) = contributions(winner, mine, {PLAIN: plain}, "auroc")
+    (one,) = contributions(winner, mine[:1], {PLAIN: plain[:1]}, "auroc")
+    assert "adds" in one.sentence
+    assert "not shown to change" in three.sentence

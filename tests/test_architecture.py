@@ -83,8 +83,9 @@ MAY = {
     "group_numbers": "answer evaluation metrics",
     "operating_numbers": "answer evaluation metrics",
     "context_numbers": "ablation answer metrics",
+    "verdict": "answer evaluation metrics selection",
     "numbers": "answer bench context_numbers evaluation group_numbers metrics operating_numbers "
-    "selection",
+    "selection verdict",
     "patient_words": "words",
     "drawing": "",
     "plot": "drawing words",

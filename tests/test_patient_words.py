@@ -68,6 +68,8 @@ def numbers():
                 "winner": [
                     {
                         "name": "loss",
+                        "auc": 0.56,
+                        "null": 0.54,
                         "value": 0.02,
                         "low": -0.1,
                         "high": 0.1,
@@ -111,16 +113,32 @@ def test_the_group_that_lost_most_is_named(numbers):
 def test_decisions_name_counted_groups_alone(numbers):
     rates, missed, odds = patient_words.operating_lines(numbers)
     assert "sensitivity 0.900 (0.800 to 0.950)" in rates
-    assert missed == "missed findings: sex=F 13%"
+    assert missed == "missed findings, share of positive images: sex=F 13%"
     assert "0.100 (equalized odds)" in odds
     assert "positive n/a" in odds
 
 
 def test_calibration_leaves_out_slopes_of_too_few(numbers):
-    whole, worst = patient_words.calibration_lines(numbers)
+    whole, error, worst = patient_words.calibration_lines(numbers)
     assert whole.startswith("slope 0.90 (0.89 to 0.91)")
-    assert whole.endswith("calibration error 0.030")
-    assert worst == "furthest from 1 among the groups: sex=F, slope 1.60 (1.59 to 1.61)"
+    assert error == "calibration error, mean over labels: 0.030"
+    assert worst.startswith("slope furthest from 1 among 1: sex=F, 1.60 (1.59 to 1.61); the furth")
+    numbers["best"]["operating"]["calibration"]["all"]["ece"] = 0.0
+    assert patient_words.calibration_lines(numbers)[1].endswith(
+        "not above what chance alone makes"
+    )
+
+
+def test_several_labels_are_named(numbers):
+    numbers["thresholds"] = {"x": 0.5, "y": 0.5}
+    for row in numbers["groups"]:
+        row["label"] = "y"
+    assert "sex=F y 13%" in patient_words.operating_lines(numbers)[1]
+    gap_ = numbers["fairness"]["models"]["winner"]["gaps"][0]
+    gap_["labels"] = [{"label": "x", **band(0.02)}, {"label": "y", **band(0.2)}]
+    assert patient_words.gap_lines(numbers)[1] == (
+        "sex, the label with the largest gap: y 0.200 (0.190 to 0.210)"
+    )
 
 
 def test_the_rest(numbers):
@@ -131,7 +149,8 @@ def test_the_rest(numbers):
     ]
     assert patient_words.shortcut_lines(numbers) == ["one", "two"]
     words, attack, general = patient_words.memorization_lines(numbers)
-    assert words == "winner: no attack that we ran succeeded"
+    assert words.startswith("winner: no attack that we ran succeeded; the search chose on these")
+    assert "AUC 0.560, minus the null's 0.540 +0.020" in attack
     assert "+0.020 (-0.100 to +0.100); it finds 10% of" in attack
     assert general.endswith("+0.050 (+0.040 to +0.060)")
 

@@ -74,8 +74,9 @@ def worst_group_statistic(
     """Lowest AUROC over all scored groups of all attributes, ready for patient weights.
 
     The minimum of noisy values lies below the lowest true value (two equal groups of 150
-    patients: .026 too low), never above: pessimistic, and nearly equal for models on the same
-    patients, so that paired differences may be read as they are.
+    patients: .026 too low), never above: pessimistic, and more so for a model whose groups are
+    near each other. A difference of two models' lowest values flatters the one whose groups
+    differ: no claim rests on it alone (`autopeft.metrics.worst`).
     """
     shapes, cells = _plan(p, unit, counted, labels)
 

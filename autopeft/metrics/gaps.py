@@ -145,7 +145,7 @@ def gaps(
             found.append(entry)
     raw = [entry.mean.p if entry.mean is not None else None for entry in found]
     return tuple(
-        _worded(replace(entry, p=corrected), alpha, limit)
+        _worded(replace(entry, p=corrected), alpha, limit, len(raw))
         for entry, corrected in zip(found, holm(raw), strict=True)
     )
 
@@ -288,14 +288,36 @@ def _label_set(
     return {p.classes[c] for scored in every for c in scored.columns}
 
 
-def _worded(entry: AttributeGap, alpha: float, limit: float) -> AttributeGap:
+def _worded(entry: AttributeGap, alpha: float, limit: float, attributes: int) -> AttributeGap:
+    """Words for the mean over labels, which never hide a label: each of them has to be below."""
     if entry.mean is None:
         return entry
-    word = gap_word(entry.p, entry.mean.high, alpha, limit)
-    text: str = word
-    if word == "gap below" and entry.mean.high is not None:
-        text = f"gap below {_up(entry.mean.high)}"
-    return replace(entry, word=word, text=text)
+    found = holm([gap.p for gap in entry.labels])
+    shown = [g for g, p in zip(entry.labels, found, strict=True) if p is not None and p < alpha]
+    highs = [gap.high for gap in (entry.mean, *entry.labels)]
+    highest = None if None in highs else max(h for h in highs if h is not None)
+    word = gap_word(entry.p, highest, alpha, limit)
+    if shown and len(entry.labels) > 1 and word != "gap shown":
+        word = "gap shown"
+        text = f"gap shown in {max(shown, key=lambda gap: gap.value).label}"
+    elif word == "gap below" and highest is not None:
+        text = f"gap below {_up(highest)}"
+    else:
+        text = word
+    mean = entry.mean
+    if mean.detectable is not None and mean.value is not None and attributes > 1:
+        mean = replace(mean, detectable=mean.detectable * _wider(alpha, attributes))
+    return replace(entry, word=word, text=text, mean=mean)
+
+
+def _wider(alpha: float, tests: int) -> float:
+    """How much larger the smallest detectable gap is when p has to pass as the first of several.
+
+    Of a difference of two, at 80% power: that of more groups grows by nearly the same factor.
+    """
+    from scipy.special import ndtri
+
+    return float((ndtri(1 - alpha / tests / 2) + ndtri(0.8)) / (ndtri(1 - alpha / 2) + ndtri(0.8)))
 
 
 def _up(value: float) -> str:

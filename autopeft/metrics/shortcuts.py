@@ -68,7 +68,8 @@ class Shortcut:
         if self.interval is not None:
             what += f", {self.interval.low:.2f} to {self.interval.high:.2f}"
         where = "higher" if self.auroc > 0.5 else "lower"
-        if self.p_holm < 0.05:
+        own = self.interval is not None and not self.interval.low <= 0.5 <= self.interval.high
+        if self.p_holm < 0.05 and own:  # the attribute's test says nothing of each of its groups
             return (
                 f"{self.score}: {self.group} scores {where} at equal labels ({what}; "
                 f"{self.attribute} p {self.p_holm:.3f})"

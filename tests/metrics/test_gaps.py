@@ -237,3 +237,30 @@ def test_equal_groups_are_rejected_one_time_in_twenty(table):
         half = covariance[0, 0] + covariance[1, 1]
         p_values.append(2 * norm.sf(abs(value[0] - value[1]) / half**0.5))
     assert 0.01 <= np.mean(np.array(p_values) < 0.05) <= 0.10
+
+
+def test_gaps_of_labels_that_cancel_are_not_hidden(table):
+    """Equal mean AUROCs, each group better at one label: "gap below" would be a false comfort."""
+    p = simulate(table, 3, patients=1500, images=1, classes=2)
+    first = p.groups["g"] == GROUPS[0]
+    score = np.array(p.score)
+    score[first, 0] -= 0.6 * p.target[first, 0]
+    score[first, 1] += 0.8 * p.target[first, 1]
+    (found,) = gaps(replace(p, score=score), COUNTED, permutations=0)
+    assert found.mean.p > 0.05
+    assert found.mean.high < 0.1
+    assert found.word == "gap shown"
+    assert found.text.startswith("gap shown in ")
+    (calm,) = gaps(p, COUNTED, permutations=0, limit=0.2)
+    assert calm.text.startswith("gap below .")
+    assert float(calm.text.split()[-1]) >= max(g.high for g in (calm.mean, *calm.labels)) - 1e-9
+
+
+def test_what_could_be_detected_is_larger_where_several_attributes_are_tested(table):
+    p = simulate(table, 4)
+    half = np.array(["h=0", "h=1"], dtype=object)[np.unique(p.patient, return_inverse=True)[1] % 2]
+    both = replace(p, groups={**p.groups, "h": half})
+    (alone,) = gaps(both, COUNTED, permutations=0)
+    found = gaps(both, {**COUNTED, "h": ("h=0", "h=1")}, permutations=0)
+    ratio = (norm.ppf(1 - 0.0125) + norm.ppf(0.8)) / (norm.ppf(0.975) + norm.ppf(0.8))
+    assert found[0].mean.detectable == pytest.approx(alone.mean.detectable * ratio)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopeft.evaluation import Predictions
-from autopeft.metrics.shortcuts import _Ranks, feature_shortcuts, shortcuts
+from autopeft.metrics.intervals import Interval
+from autopeft.metrics.shortcuts import Shortcut, _Ranks, feature_shortcuts, shortcuts
 
 
 def simulated(effect=0.0, n=400, seed=0, images=1, classes=1, prevalence=(0.3, 0.3), view=False):
@@ -163,3 +164,14 @@ def test_models_of_other_parts_are_not_compared():
     want = shortcuts(replace(p, part=part), n=9, resamples=5)[0].auroc
     shifted = replace(p, part=part, score=p.score + 100.0 * part[:, None])
     assert shortcuts(shifted, n=9, resamples=5)[0].auroc == want
+
+
+def test_the_attributes_test_says_nothing_of_a_group_whose_own_interval_holds_a_half():
+    around = Interval(0.49, 0.44, 0.54, 0.45, 0.02, 100)
+    plain = {"attribute": "race", "score": "x", "patients": (50, 50), "p": 0.001, "p_holm": 0.005}
+    calm = Shortcut(group="race=A", auroc=0.49, interval=around, **plain)
+    assert calm.sentence.startswith("x: cannot tell race=A")
+    clear = replace(calm, auroc=0.6, interval=replace(around, value=0.6, low=0.55, high=0.65))
+    assert "race=A scores higher at equal labels" in clear.sentence
+    assert "cannot tell" in replace(clear, p_holm=0.2).sentence
+    assert "cannot tell" in replace(clear, interval=None).sentence
