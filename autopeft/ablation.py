@@ -83,9 +83,12 @@ class Contribution:
         if self.interval is None or not self.interval.enough:
             return f"{self.part}: cannot tell what it adds to the {metric}"
         i = self.interval
-        size = f"{i.value:+.3f} ({i.low:+.3f} to {i.high:+.3f})"
-        word = "adds" if i.low > 0 else "costs" if i.high < 0 else "not shown to change"
-        return f"{self.part}: {word} {size} {metric}"
+        size = f"{i.value:+.3f} ({i.low:+.3f} to {i.high:+.3f}), mean of fresh trainings"
+        if i.low > 0:
+            return f"{self.part}: adds to the {metric}, {size}"
+        if i.high < 0:
+            return f"{self.part}: costs {metric}, {size}"
+        return f"{self.part}: not shown to change the {metric}, {size}"
 
 
 def contributions(

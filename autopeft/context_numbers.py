@@ -15,6 +15,7 @@ from autopeft.metrics.generalization import Gap, generalization_gaps
 from autopeft.metrics.intervals import COMPARABLE, bootstrap
 from autopeft.metrics.memorization import Attack, attacks, words
 from autopeft.metrics.shortcuts import feature_shortcuts, shortcuts
+from autopeft.selection import compare
 
 
 def contributions_of(answer: Answer) -> list[dict[str, Any]]:
@@ -43,6 +44,10 @@ def simple_of(answer: Answer) -> dict[str, Any]:
             interval = bootstrap(answer.scored[(name, 0, split)], "auroc")
             table = found.setdefault(name, {})
             table[split] = {"auroc": interval.to_dict()} if interval else {}
+            if split == "test":
+                mine, theirs = (answer.scored[(n, 0, split)] for n in ("winner", name))
+                apart = compare(answer.audience, "auroc", [mine], [theirs])
+                table[split]["difference"] = None if apart is None else apart.to_dict()
     return found
 
 

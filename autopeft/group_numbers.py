@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
 from autopeft.answer import Answer
 from autopeft.evaluation import Cost, Evaluation, Predictions
 from autopeft.metrics import METRICS
 from autopeft.metrics.bands import bands
-from autopeft.metrics.classification import fit_threshold
+from autopeft.metrics.classification import fit_threshold, sensitivity, specificity
 from autopeft.metrics.fairness import across_groups
 from autopeft.metrics.gaps import gaps
 from autopeft.metrics.intersections import counted_in, intersected
@@ -62,6 +64,7 @@ def _model(answer: Answer, name: str, counted: Counted) -> dict[str, Any]:
     return {
         "gaps": [gap.to_dict() for gap in told],
         "odds": {metric: METRICS[metric](judged) for metric in ODDS},
+        "rates": _rates(judged, counted),
         "across": [
             asdict(row) for a, groups in counted.items() for row in across_groups(test, a, groups)
         ],
@@ -69,6 +72,23 @@ def _model(answer: Answer, name: str, counted: Counted) -> dict[str, Any]:
         "bounds": [asdict(found) for found in bounds if found.due],
         "intersections": _intersections(answer, test, search, counted),
     }
+
+
+def _rates(judged: Evaluation, counted: Counted) -> list[dict[str, Any]]:
+    """Share of the positive images found, and of the negative ones called, by group and label."""
+    p = judged.search
+    rows = []
+    for attribute, groups in counted.items():
+        for group in groups:
+            own = p.take(np.flatnonzero(p.groups[attribute] == group))
+            found = sensitivity(own, judged.thresholds)
+            cleared = specificity(own, judged.thresholds)
+            for label in p.classes:
+                clear = cleared[label]
+                alarms = None if clear is None else 1 - clear
+                row = {"attribute": attribute, "group": group, "label": label}
+                rows.append({**row, "sensitivity": found[label], "false_alarms": alarms})
+    return rows
 
 
 def evaluation(answer: Answer, p: Predictions, search: Predictions) -> Evaluation:

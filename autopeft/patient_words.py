@@ -86,7 +86,10 @@ def operating_lines(numbers: Numbers) -> list[str]:
     if not told:
         return []
     rates = ", ".join(f"{rate} {interval(told['rates'][rate])}" for rate in told["rates"])
-    lines = [f"{rates} on test, intervals with the threshold fitted again"]
+    lines = [
+        f"{rates} on test, at the threshold that found 90% of the positives on search; intervals "
+        "with the threshold fitted again"
+    ]
     rows = [
         row
         for row in numbers["groups"]
@@ -101,6 +104,7 @@ def operating_lines(numbers: Numbers) -> list[str]:
     if told:
         some = "" if len(rows) <= 2 * _MOST else f", the {len(told)} largest of {len(rows)}"
         lines.append(f"missed findings, share of positive images{some}: {', '.join(told)}")
+    lines += _alarms(numbers)
     odds = (numbers.get("fairness") or {}).get("models", {}).get("winner", {}).get("odds") or {}
     if odds.get("equalized_odds_difference") is not None:
         lines.append(
@@ -110,6 +114,29 @@ def operating_lines(numbers: Numbers) -> list[str]:
             "both larger than 0"
         )
     return lines
+
+
+def _alarms(numbers: Numbers) -> list[str]:
+    """False alarms by group, of the attribute and label in which they differ most."""
+    rows = (numbers.get("fairness") or {}).get("models", {}).get("winner", {}).get("rates") or []
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["false_alarms"] is not None:
+            cells.setdefault((row["attribute"], row["label"]), []).append(row)
+
+    def apart(cell: list[Mapping[str, Any]]) -> float:
+        values = [float(row["false_alarms"]) for row in cell]
+        return max(values) - min(values)
+
+    if not cells:
+        return []
+    (attribute, label), cell = max(cells.items(), key=lambda item: apart(item[1]))
+    several = len({label for _, label in cells}) > 1
+    told = ", ".join(f"{row['group']} {percent(row['false_alarms'])}" for row in cell)
+    some = " where they differ most" if len(cells) > 1 else ""
+    return [
+        f"false alarms, share of negative images{some}{f', {label}' if several else ''}: {told}"
+    ]
 
 
 def calibration_lines(numbers: Numbers) -> list[str]:
@@ -158,7 +185,8 @@ def simple_lines(numbers: Numbers) -> list[str]:
         "thumbnail": "8 x 8 pixels",
     }
     return [
-        f"{what.get(name, name)}: AUROC {interval(table['test'].get('auroc'))} on test"
+        f"{what.get(name, name)}: AUROC {interval(table['test'].get('auroc'))} on test, "
+        f"winner minus it {interval(table['test'].get('difference'), signed=True)}"
         for name, table in models.items()
     ]
 

@@ -168,7 +168,8 @@ def prepare(settings: Settings, screen: Screen, begin: Callable[[], None] = lamb
     if start is not None:
         start = start.for_task(task.classes, task.kind)
         space = starting.space_of(start, space)
-        task = replace(task, notes=(*task.notes, starting.note(start)))
+        told = starting.notes(start, task, settings.init_adapter or "")
+        task = replace(task, notes=(*task.notes, *told))
     counted = _counted(task, settings, "groups" in objective.needs)
     started = time.perf_counter()
     store = _decoded(task, settings, network.facts.image_size, screen)

@@ -12,11 +12,13 @@ from autopeft.errors import UserError
 from autopeft.methods.registry import METHODS
 from autopeft.ranges import Field, read_field
 from autopeft.sections import TRAIN, Shape
+from autopeft.seen import check_seen
 from autopeft.space import Space
 
 if TYPE_CHECKING:
     import optuna
 
+    from autopeft.data.task import Task
     from autopeft.init_adapter import Start
 
 
@@ -107,6 +109,15 @@ def check_bound(start: Start, space: Space) -> str:
         what = f"{space.name} has no method that could be kept orthogonal"
         raise UserError(what, "--init-mode orthogonal", f"They are: {', '.join(BOUND)}.")
     return f"not kept orthogonal, as they train no A: {', '.join(free)}" if free else ""
+
+
+def notes(start: Start, task: Task, folder: str) -> tuple[str, ...]:
+    """What readers must know of the earlier adapter: what it is, and whom it was trained on.
+
+    Raises:
+        UserError: on patients whom this run means to keep unseen.
+    """
+    return tuple(filter(None, (note(start), check_seen(Path(folder), task))))
 
 
 def note(start: Start) -> str:

@@ -128,7 +128,8 @@ def sentence(
     metric = str(contrast["metric"]).replace("_", " ").replace("auroc", "AUROC")
     name = contrast["baseline"]
     if contrast["same_candidate"]:
-        return f"Searching did not help: the winner is the baseline {name}."
+        poor = "" if answer.feasible else " No trial met the constraints on search."
+        return f"Searching did not help: the winner is the baseline {name}.{poor}"
     if contrast["winner_is"]:
         name = f"{name} (the winner is itself the baseline {contrast['winner_is']})"
     word = {

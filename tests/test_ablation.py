@@ -58,12 +58,12 @@ def test_contributions_are_paired_differences(facts):
     tuning, sampling = contributions(winner, mine, others, "auroc")
     assert (tuning.part, tuning.against) == ("fine-tuning", PROBE)
     assert tuning.interval.low > 0.05
-    assert tuning.sentence.startswith("fine-tuning: adds +0.")
+    assert tuning.sentence.startswith("fine-tuning: adds to the AUROC, +0.")
     assert sampling.part == "sampling by group"
     assert (sampling.interval.value, sampling.interval.low, sampling.interval.high) == (0, 0, 0)
-    assert "not shown to change +0.000" in sampling.sentence
+    assert "not shown to change the AUROC, +0.000" in sampling.sentence
     worse = contributions(winner, others[PROBE], {PLAIN: mine}, "auroc")
-    assert worse[0].sentence.startswith("sampling by group: costs -0.")
+    assert worse[0].sentence.startswith("sampling by group: costs AUROC, -0.")
     few = [replace(p, target=np.full_like(p.target, np.nan)) for p in mine]
     (unknown,) = contributions(winner, few, {PLAIN: few}, "auroc")
     assert unknown.sentence == "sampling by group: cannot tell what it adds to the AUROC"

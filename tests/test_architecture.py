@@ -62,7 +62,8 @@ MAY = {
     "sections": "candidate plugins ranges",
     "space": "candidate plugins ranges sections",
     "suited": "candidate ranges sections space",
-    "starting": "candidate init_adapter methods ranges sections space",
+    "seen": "data",
+    "starting": "candidate init_adapter methods ranges sections seen space",
     "schedule": "",
     "entry": "candidate job",
     "study": "candidate entry job",
@@ -82,7 +83,7 @@ MAY = {
     "settings study",
     "group_numbers": "answer evaluation metrics",
     "operating_numbers": "answer evaluation metrics",
-    "context_numbers": "ablation answer metrics",
+    "context_numbers": "ablation answer metrics selection",
     "verdict": "answer evaluation metrics selection",
     "numbers": "answer bench context_numbers evaluation group_numbers metrics operating_numbers "
     "selection verdict",

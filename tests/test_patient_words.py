@@ -37,6 +37,16 @@ def numbers():
         "standardized": [
             {"attribute": "sex", "by": ["age:60"], "gap": 0.02, "raw_gap": 0.04, "kept": 0.9}
         ],
+        "rates": [
+            {"attribute": a, "group": f"{a}={g}", "label": "x", "false_alarms": v}
+            for a, g, v in (
+                ("sex", "F", 0.2),
+                ("view", "AP", 0.38),
+                ("sex", "M", 0.25),
+                ("view", "PA", 0.12),
+                ("sex", "X", None),
+            )
+        ],
         "odds": {"equalized_odds_difference": 0.1, "demographic_parity_difference": None},
     }
     rate = {"value": 0.9, "low": 0.8, "high": 0.95}
@@ -60,7 +70,10 @@ def numbers():
         },
         "best": {"operating": {"rates": {"sensitivity": rate}, "calibration": calibration}},
         "contributions": [{"sentence": "fine-tuning: adds"}],
-        "simple": {"thumbnail": {"test": {"auroc": rate}}, "knn": {"test": {}}},
+        "simple": {
+            "thumbnail": {"test": {"auroc": rate, "difference": band(0.01)}},
+            "knn": {"test": {}},
+        },
         "shortcuts": {"winner": [{"sentence": "one"}], "features": [{"sentence": "two"}]},
         "memorization": {
             "words": "no attack that we ran succeeded",
@@ -111,9 +124,13 @@ def test_the_group_that_lost_most_is_named(numbers):
 
 
 def test_decisions_name_counted_groups_alone(numbers):
-    rates, missed, odds = patient_words.operating_lines(numbers)
+    rates, missed, alarms, odds = patient_words.operating_lines(numbers)
     assert "sensitivity 0.900 (0.800 to 0.950)" in rates
     assert missed == "missed findings, share of positive images: sex=F 13%"
+    assert "found 90% of the positives on search" in rates
+    assert alarms == (
+        "false alarms, share of negative images where they differ most: view=AP 38%, view=PA 12%"
+    )
     assert "0.100 (equalized odds)" in odds
     assert "positive n/a" in odds
 
@@ -144,8 +161,9 @@ def test_several_labels_are_named(numbers):
 def test_the_rest(numbers):
     assert patient_words.contribution_lines(numbers) == ["fine-tuning: adds"]
     assert patient_words.simple_lines(numbers) == [
-        "8 x 8 pixels: AUROC 0.900 (0.800 to 0.950) on test",
-        "neighbors on frozen features: AUROC n/a on test",
+        "8 x 8 pixels: AUROC 0.900 (0.800 to 0.950) on test, winner minus it "
+        "+0.010 (+0.000 to +0.020)",
+        "neighbors on frozen features: AUROC n/a on test, winner minus it n/a",
     ]
     assert patient_words.shortcut_lines(numbers) == ["one", "two"]
     words, attack, general = patient_words.memorization_lines(numbers)

@@ -34,6 +34,7 @@ from autopeft.metrics.intervals import Interval, bootstrap
 from autopeft.metrics.pairs import Indices
 
 PERMUTATIONS = 999
+FEATURES = "frozen features"
 _BLOCK = 64  # permutations at once
 
 
@@ -69,12 +70,12 @@ class Shortcut:
             what += f", {self.interval.low:.2f} to {self.interval.high:.2f}"
         where = "higher" if self.auroc > 0.5 else "lower"
         own = self.interval is not None and not self.interval.low <= 0.5 <= self.interval.high
-        if self.p_holm < 0.05 and own:  # the attribute's test says nothing of each of its groups
-            return (
-                f"{self.score}: {self.group} scores {where} at equal labels ({what}; "
-                f"{self.attribute} p {self.p_holm:.3f})"
-            )
-        return f"{self.score}: cannot tell {self.group} at equal labels ({what})"
+        tested = f"{self.attribute} p {self.p_holm:.3f} after correction"
+        if not (self.p_holm < 0.05 and own):  # an attribute's test says nothing of each group
+            return f"{self.score}: cannot tell {self.group} at equal labels ({what}; {tested})"
+        if self.score == FEATURES:
+            return f"{FEATURES} hold {self.group}: a probe on them tells it ({what}; {tested})"
+        return f"{self.score}: {self.group} scores {where} at equal labels ({what}; {tested})"
 
 
 def shortcuts(
@@ -126,7 +127,7 @@ def feature_shortcuts(
         raise ValueError("predictions to be compared are not on the same rows")
     score = groups.score.astype(np.float64)
     tables = [_table(p, a, score, groups.classes, n, seed) for a in p.groups]
-    names = ("frozen features",) * len(groups.classes)
+    names = (FEATURES,) * len(groups.classes)
     return _rows(p, [t for t in tables if t is not None], names, seed, resamples)
 
 
