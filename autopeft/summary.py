@@ -146,7 +146,7 @@ def _print_groups(console: Console, numbers: Numbers) -> None:
     if not all(row["counted"] for row in rows):
         _say(console, "", ["* does not count: too few patients in search, or unknown"], indent=0)
     gap = words.gap_line(numbers)
-    if gap:
+    if gap and not numbers.get("fairness"):
         _say(console, "", [gap], indent=0)
 
 
