@@ -68,20 +68,25 @@ def _is_baseline(answer: Answer) -> str:
 
 
 def _worst_group_floor(answer: Answer) -> Floor | None:
-    """Every group of the winner against the opponent's group that was worst on ``confirm``."""
+    """Every group of the winner against the opponent's worst one, which test does not name.
+
+    ``confirm`` names it, or ``search`` where ``confirm`` has too few patients to score groups.
+    """
     audience, opponent = answer.audience, answer.opponent.name
-    sums: dict[str, float] = {}
-    for p in repeats_of(answer.confirm, opponent, answer.repeats):
-        for attribute, groups in audience.counted.items():
-            kept = (audience.labels or {}).get(attribute)
-            for group, value in group_aurocs(p, attribute, groups, kept).items():
-                if value is not None:
-                    sums[group] = sums.get(group, 0.0) + value
-    if not sums:
-        return None
-    test = [answer.scored[(name, 0, "test")] for name in ("winner", opponent)]
-    against = min(sums, key=sums.__getitem__)
-    return worst_group_floor(test[0], test[1], against, audience.counted, audience.labels)
+    search = [answer.scored[(opponent, 0, "search")]]
+    for named in (repeats_of(answer.confirm, opponent, answer.repeats), search):
+        sums: dict[str, float] = {}
+        for p in named:
+            for attribute, groups in audience.counted.items():
+                kept = (audience.labels or {}).get(attribute)
+                for group, value in group_aurocs(p, attribute, groups, kept).items():
+                    if value is not None:
+                        sums[group] = sums.get(group, 0.0) + value
+        if sums:
+            test = [answer.scored[(name, 0, "test")] for name in ("winner", opponent)]
+            against = min(sums, key=sums.__getitem__)
+            return worst_group_floor(test[0], test[1], against, audience.counted, audience.labels)
+    return None
 
 
 def accuracy_kept(answer: Answer) -> dict[str, Any]:

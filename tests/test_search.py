@@ -285,8 +285,12 @@ def test_fairness_search_ranks_by_the_worst_group(tmp_path):
 
 def check_groups(result, groups):
     """The gap is that of the groups' rows; the bands are of the same groups."""
-    fairness = result.numbers["fairness"]
-    opponent = result.numbers["contrast"]["baseline"]
+    fairness, contrast = result.numbers["fairness"], result.numbers["contrast"]
+    opponent = contrast["baseline"]
+    floor = contrast["worst_group"]  # every group was held against the opponent's worst one
+    assert {floor["group"], floor["against"]} <= {"sex=F", "sex=M"}
+    if floor["low"] <= 0:
+        assert contrast["word"] != "better"
     assert set(fairness["models"]) == {"winner", opponent}
     (gap,) = fairness["models"]["winner"]["gaps"]
     values = [groups[g]["auroc"] for g in gap["mean"]["groups"]]
