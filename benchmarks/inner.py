@@ -136,7 +136,7 @@ def _stepper(
 
 
 def variants(args: argparse.Namespace, net: Net) -> dict[str, tuple[Step, float | None]]:
-    """Name -> (step, its floor in forward passes; None = it is no training step)."""
+    """Name -> (step, its floor in forward passes; None = no matrix products to speak of)."""
     facts, size = net.network.facts, net.network.facts.image_size
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(BATCH, 3, size, size, generator=generator)
@@ -155,6 +155,10 @@ def variants(args: argparse.Namespace, net: Net) -> dict[str, tuple[Step, float 
         name = f"LoRA, blocks {first}-{depth - 1}"
         found[name] = (ours(net, raw, x, y), 1 + share)
         found[f"{name}, cached"] = (ours(net, raw, x, y, first), 2 * share)
+    # A head alone, trained by steps: the network goes forward and nothing goes back through it.
+    head = {"method": "linear_probe", "optimizer": "adamw", "lr": 1e-3}
+    found["head only"] = (ours(net, head, x, y), 1.0)
+    found["head only, cached"] = (ours(net, head, x, y, depth), None)
     # The floor of the others: what trains in the weights costs their gradient too (3), prompts
     # lengthen each row.
     prompts = 10 / (1 + facts.shapes[0][0])
