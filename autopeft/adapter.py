@@ -223,6 +223,8 @@ class Model:
         classes: names of the C columns.
         kind: ``binary``, ``multiclass`` or ``multilabel``.
         thresholds: operating point per class (probability), fitted on search; may be empty.
+        temperatures: what each class's logits are divided by to be calibrated, fitted on search;
+            None = nothing to divide by; may be empty.
         info: all of ``autopeft.json``.
         base: the frozen backbone, untouched.
     """
@@ -238,6 +240,7 @@ class Model:
         self.classes: tuple[str, ...] = tuple(info["classes"])
         self.kind: str = info["kind"]
         self.thresholds: tuple[float | None, ...] = tuple(info["thresholds"])
+        self.temperatures: tuple[float | None, ...] = tuple(info.get("temperatures", ()))
 
     @property
     def model(self) -> nn.Module:
@@ -274,9 +277,18 @@ class Model:
                 parts.append(self.adapted.logits(pixels).float().cpu().numpy())
         return np.concatenate(parts)
 
-    def predict(self, images: Images, batch_size: int = 64) -> Floats:
-        """Probabilities [N, C], float32: softmax for multiclass, else sigmoid per class."""
+    def predict(self, images: Images, batch_size: int = 64, calibrated: bool = False) -> Floats:
+        """Probabilities [N, C], float32: softmax for multiclass, else sigmoid per class.
+
+        Args:
+            images: as in ``logits``.
+            batch_size: images a forward pass.
+            calibrated: divide logits by the temperatures first. ``thresholds`` are meant for
+                probabilities that are not.
+        """
         z = self.logits(images, batch_size).astype(np.float64)
+        if calibrated and self.temperatures:
+            z = z / np.array([t or 1.0 for t in self.temperatures])
         if self.kind == "multiclass":
             e = np.exp(z - z.max(axis=1, keepdims=True))
             return np.asarray(e / e.sum(axis=1, keepdims=True), np.float32)

@@ -9,8 +9,11 @@ from autopeft.backbones.network import Network
 from autopeft.baselines import Simple
 from autopeft.bench import Audience, Bench, Model
 from autopeft.clock import Clock
+from autopeft.confirmation import Confirmed, Entrants
 from autopeft.data.task import Task
 from autopeft.evaluation import Evaluation, Predictions
+from autopeft.ledger import Look
+from autopeft.metrics.generalization import Fitted
 from autopeft.metrics.memorization import Attack
 from autopeft.objective import Objective
 from autopeft.selection import ReadoutChoice, Scored
@@ -27,32 +30,53 @@ class Answer:
     objective: Objective
     network: Network
     bench: Bench
-    picked: Model
-    opponent: Model
-    finalists: Sequence[Model]
+    won: Confirmed
+    entrants: Entrants
     baselines: Sequence[Model]
     ablated: Sequence[Model]
-    confirm: Scored
-    metric: str
     readout: ReadoutChoice
     reference: Mapping[str, float]
-    feasible: bool
-    front: tuple[int, ...]
     pool: Sequence[tuple[Entry, Evaluation]]
     declared: str
     clock: Clock
     decode_seconds: float
     group_notes: tuple[str, ...]
-    look: int = 0
+    look: Look = field(default_factory=Look)
     thresholds: tuple[float | None, ...] = ()
     scored: dict[tuple[str, int, str], Predictions] = field(default_factory=dict)
     simple: dict[str, Simple] = field(default_factory=dict)
     recipes: Mapping[str, list[Attack]] = field(default_factory=dict)
+    planted: Mapping[str, Fitted | None] = field(default_factory=dict)
 
     @property
     def audience(self) -> Audience:
         """Rows and groups."""
         return self.bench.audience
+
+    @property
+    def picked(self) -> Model:
+        """The chosen finalist."""
+        return self.won.picked
+
+    @property
+    def opponent(self) -> Model:
+        """The baseline strongest on ``confirm``."""
+        return self.won.opponent
+
+    @property
+    def metric(self) -> str:
+        """What ranked on ``confirm``."""
+        return self.won.metric
+
+    @property
+    def confirm(self) -> Scored:
+        """(name, repeat) -> predictions on ``confirm``."""
+        return self.won.scored
+
+    @property
+    def feasible(self) -> bool:
+        """Whether any trial met the constraints on ``search``."""
+        return self.entrants.feasible
 
     @property
     def winner(self) -> Model:
@@ -66,5 +90,5 @@ class Answer:
 
     @property
     def repeats(self) -> range:
-        """The fresh seeds."""
-        return range(1, self.settings.seeds + 1)
+        """The fresh seeds of winner, baselines and all that is reported."""
+        return range(1, self.settings.final_seeds + 1)

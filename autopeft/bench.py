@@ -5,7 +5,7 @@ Everything is recorded in the study's journal and nothing recorded is done twice
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,9 +13,10 @@ import numpy as np
 
 from autopeft.candidate import Candidate
 from autopeft.errors import RunError
-from autopeft.evaluation import Cost, Evaluation, Floats, Kind, Predictions
-from autopeft.job import Job, Outcome, Rows
-from autopeft.metrics.classification import fit_threshold
+from autopeft.evaluation import Cost, Evaluation, Floats, Kind, Predictions, concatenated
+from autopeft.job import Job, Outcome, Rows, total_cost
+from autopeft.metrics.classification import operating_points
+from autopeft.parts import FOLD_PARTS, fold_of
 from autopeft.progress import Bar
 from autopeft.runners import Runner
 from autopeft.study import Study
@@ -53,6 +54,8 @@ class Audience:
         labels: attribute -> labels that its groups are scored on.
         members: the train rows that memorization is measured on, where it is.
         null: scores of ``members`` and of the probe rows by something that has seen neither.
+        folds: what each fold judges by, ``search`` first (`autopeft.parts.fold_rows`); empty
+            under a holdout.
     """
 
     run_dir: Path
@@ -66,10 +69,50 @@ class Audience:
     labels: dict[str, tuple[str, ...]] | None = None
     members: Rows | None = None
     null: tuple[Floats, Floats] | None = None
+    folds: tuple[Rows, ...] = ()
 
     def predictions(self, outcome: Outcome, split: str, repeat: int) -> Predictions:
         """Stored scores with the split's targets, patients and groups."""
         return self.of(self.stored(outcome, "score"), split, repeat)
+
+    def judged(self, outcome: Outcome, repeat: int = 0) -> Predictions:
+        """A training's stored scores of what judges it: its fold, or ``search``."""
+        rows = self.folds[fold_of(outcome.part)] if self.folds else self.rows["search"]
+        return self.table(self.stored(outcome, "score"), rows, "search", repeat)
+
+    def on_folds(self, score: Sequence[Floats]) -> Predictions:
+        """Scores of the first folds' rows, each by a model of its own; one under a holdout."""
+        rows = self.folds or (self.rows["search"],)
+        return concatenated({k: self.table(s, rows[k], "search") for k, s in enumerate(score)})
+
+    def everyone(self) -> Predictions:
+        """Everyone whom the search measures on, with scores of 0: to be counted."""
+        rows = self.folds or (self.rows["search"],)
+        return self.on_folds([np.zeros((len(r), len(self.classes)), np.float32) for r in rows])
+
+    def trial(
+        self,
+        outcomes: Sequence[Outcome],
+        reference: Mapping[str, float] | None = None,
+        repeat: int = 0,
+    ) -> Evaluation:
+        """What an objective sees of a trial: its last stretch, or all of its folds so far.
+
+        Who was trained on is told of the training on all of ``train`` alone, the one that is kept.
+
+        Args:
+            outcomes: all that are ok, in their order.
+            reference: metric -> the strongest baseline's value.
+            repeat: which seed trained them.
+        """
+        cost = total_cost(outcomes)
+        assert cost is not None
+        if not self.folds:
+            last = self.judged(outcomes[-1], repeat)
+            return self.evaluation(last, cost, reference, outcomes[-1])
+        assert [o.part for o in outcomes] == list(FOLD_PARTS[: len(outcomes)])
+        found = self.on_folds([self.stored(o, "score") for o in outcomes])
+        return self.evaluation(found, cost, reference, outcomes[0])
 
     def stored(self, outcome: Outcome, name: str) -> Floats:
         """One array of a job's predictions."""
@@ -114,7 +157,7 @@ class Audience:
         self,
         predictions: Predictions,
         cost: Cost,
-        reference: dict[str, float] | None = None,
+        reference: Mapping[str, float] | None = None,
         outcome: Outcome | None = None,
     ) -> Evaluation:
         """What an objective sees; thresholds are fitted on these predictions' split.
@@ -135,7 +178,7 @@ class Audience:
             cost=cost,
             counted=self.counted,
             reference=reference or {},
-            thresholds=fit_threshold(predictions),
+            thresholds=operating_points(predictions),
             margin=self.margin,
             labels=self.labels,
         )
@@ -152,6 +195,8 @@ class Bench:
         value: rung metric of a trained model, kept beside it in the journal.
         tick: called whenever an outcome came.
         batch_size: images a forward pass, halved after out-of-memory.
+        trained: (fingerprint, repeat) -> the training on all of ``train``.
+        folds: fingerprint -> the trainings of its folds, that one first.
     """
 
     audience: Audience
@@ -161,6 +206,7 @@ class Bench:
     tick: Callable[[], None] = lambda: None
     batch_size: int = 32
     trained: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+    folds: dict[str, list[Outcome]] = field(default_factory=dict)
 
     def train(self, models: Sequence[Model], repeats: Iterable[int], role: str, bar: Bar) -> None:
         """Trains each model for each repeat from 0 to the last epoch.
@@ -199,6 +245,18 @@ class Bench:
         jobs = [Job("rung", digest, model.candidate, part=part, stop=last) for part in parts]
         done = self._run(jobs, bar, lambda job: f"{role} {model.name} {job.part}".strip())
         return [done[job.name] for job in jobs]
+
+    def train_folds(self, models: Sequence[Model], role: str, bar: Bar) -> None:
+        """Trains each model on every fold: what ``Audience.trial`` makes one evaluation of.
+
+        Raises:
+            RunError: a training failed, with its reason.
+        """
+        self.train(models, [0], role, bar)
+        for model in models:
+            first = self.trained[(model.candidate.fingerprint, 0)]
+            rest = self.train_parts(model, FOLD_PARTS[1:], role, bar)
+            self.folds[model.candidate.fingerprint] = [first, *rest]
 
     def predict(
         self, models: Sequence[Model], repeats: Iterable[int], split: str, bar: Bar

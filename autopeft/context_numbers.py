@@ -11,7 +11,7 @@ from typing import Any
 
 from autopeft.ablation import contributions
 from autopeft.answer import Answer
-from autopeft.metrics.generalization import Gap, generalization_gaps
+from autopeft.metrics.generalization import Fitted, Gap, generalization_gaps
 from autopeft.metrics.intervals import COMPARABLE, bootstrap
 from autopeft.metrics.memorization import Attack, attacks, words
 from autopeft.metrics.shortcuts import feature_shortcuts, shortcuts
@@ -76,6 +76,7 @@ def memorization_of(answer: Answer) -> dict[str, Any]:
     Returns:
         ``words``: what may be said of the saved adapter. ``models``: attacks on the saved
         adapters. ``recipes``: the stronger attacks, on recipes trained on halves of the patients.
+        ``planted``: of the wrong labels planted on purpose, how many each recipe learns by heart.
         ``generalization``: AUROC on members minus on others, of the winner, by group.
     """
     audience, bench = answer.audience, answer.bench
@@ -93,6 +94,14 @@ def memorization_of(answer: Answer) -> dict[str, Any]:
     return {
         "words": words(found.get("winner", [])),
         "models": {name: [asdict(a) for a in rows] for name, rows in found.items()},
+        "planted": {n: _plain(f) for n, f in answer.planted.items()},
         "recipes": {n: [asdict(a) for a in rows] for n, rows in answer.recipes.items()},
         "generalization": {name: asdict(gap) for name, gap in gaps.items()},
     }
+
+
+def _plain(fitted: Fitted | None) -> dict[str, Any] | None:
+    """JSON knows no NaN."""
+    if fitted is None:
+        return None
+    return {k: None if v != v else v for k, v in asdict(fitted).items()}

@@ -8,26 +8,24 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
-from autopeft import baselines, protocol
+from autopeft import protocol
 from autopeft import settings as settings_file
-from autopeft.ablation import ablations
-from autopeft.answer import Answer
 from autopeft.backbones.facts import Facts
-from autopeft.bench import Audience, Bench, Model
+from autopeft.bench import Bench
 from autopeft.candidate import Candidate
 from autopeft.clock import Clock
 from autopeft.engine import Engine, drive
 from autopeft.errors import RunError, UserError
-from autopeft.evaluation import Evaluation, Predictions
+from autopeft.evaluation import Evaluation
 from autopeft.files import disk_trouble, lock
 from autopeft.interrupts import Interrupts
-from autopeft.job import Job, Outcome, Setup, total_cost
-from autopeft.members import recipe_attacks, with_null
+from autopeft.job import Job, Outcome, Setup
 from autopeft.metrics import METRICS
-from autopeft.metrics.memorization import Attack
 from autopeft.objective import Objective
+from autopeft.parts import FOLDS
 from autopeft.prepare import (
     Ready,
     declare,
@@ -39,22 +37,14 @@ from autopeft.prepare import (
 )
 from autopeft.progress import Bar, Screen
 from autopeft.rehearsal import rehearse
+from autopeft.reserve import Due, after_search, kept_back
 from autopeft.result import Result
 from autopeft.runners import open_runner
 from autopeft.runners.early import Early
 from autopeft.sampler import Proposer
-from autopeft.schedule import epoch_ladder
-from autopeft.selection import (
-    ReadoutChoice,
-    choose_readout,
-    choose_winner,
-    evaluations,
-    finalists,
-    ranking_metric,
-    reference_values,
-    strongest,
-)
+from autopeft.seals import refuse_changed
 from autopeft.settings import Settings
+from autopeft.stages import conclude, first_baselines, rung_value
 from autopeft.study import Study
 from autopeft.writing import write_answer
 
@@ -121,53 +111,22 @@ def _drive(settings: Settings, ready: Ready, screen: Screen, began: float, early
     study = Study(folder, ready.objective.directions, [t.name for t in ready.objective.terms])
     setup = make_setup(settings, ready, study)
     declared = _declare(settings, ready, study, setup, screen)
-    repeats = range(1, settings.seeds + 1)
     with (
         Clock(folder, began) as clock,
         Interrupts(screen.say) as interrupts,
         closing(open_runner(settings, setup, early=early)) as runner,
     ):
         audience = make_audience(settings, ready, setup.digest())
-        value = _rung_value(ready.objective, audience)
+        value = rung_value(ready.objective, audience)
         most = setup.micro_batch or settings.batch_size
         bench = Bench(audience, study, runner, value, clock.tick, most)
-        readout, models = _baselines(settings, ready, bench, screen, clock)
-        audience = bench.audience
+        first = first_baselines(settings, ready, bench, screen, clock)
         reference = study.fact("reference")
         engine = _search(settings, ready, bench, reference, clock, screen, interrupts)
-        pool = evaluations(study, audience, reference)
-        chosen, front, feasible = finalists(pool, ready.objective, settings.confirm)
-        if not chosen:
-            reasons = sorted({e.reason for e in study.entries if e.state == "fail"})
-            why = "; ".join(reasons[:3]) or engine.stopped or "there was none"
-            raise RunError(f"no trial was trained to the end ({why}); give it more time")
-        entrants = _entrants([e.candidate for e in chosen], models)
-        with clock.part("confirm"):
-            with screen.bar("confirming finalists") as bar:
-                bench.train(entrants, [0, *repeats], "confirm", bar)
-            with screen.bar("training baselines") as bar:
-                bench.train(models, [0, *repeats], "baseline", bar)
-            with screen.bar("scoring confirm patients") as bar:
-                scored = bench.predict([*entrants, *models], [0, *repeats], "confirm", bar)
-        metric = ranking_metric(ready.objective, audience, scored[(models[0].name, 1)])
-        costs = {
-            m.name: c
-            for m in [*entrants, *models]
-            if (c := bench.trained[(m.candidate.fingerprint, 0)].cost) is not None
-        }
-        picked = choose_winner(entrants, costs, scored, repeats, metric, audience)
-        opponent = strongest(models, scored, repeats, metric, audience)
-        protocol.log(folder, "chosen", winner=picked.candidate.fingerprint, against=opponent.name)
-        with clock.part("confirm"), screen.bar("training the winner without its parts") as bar:
-            found = ablations(picked.candidate, ready.network.facts, readout.strength)
-            ablated = [Model(name, candidate) for name, candidate in found]
-            bench.train(ablated, repeats, "ablation", bar)
-        answer = Answer(
-            settings, ready.task, ready.objective, ready.network, bench, picked, opponent,
-            entrants, models, ablated, scored, metric, readout, reference, feasible,
-            tuple(e.number for e in front), pool, declared, clock, ready.decode_seconds,
-            ready.counted.notes, recipes=_recipes(settings, bench, picked, models, screen),
-        )  # fmt: skip
+        told = (declared, engine.stopped)
+        answer = conclude(settings, ready, bench, first, told, clock, screen)
+        won = {"winner": answer.picked.candidate.fingerprint, "against": answer.opponent.name}
+        protocol.log(folder, "chosen", **won)
         engine.finish()  # only now: a run that is stopped before may still promote them
         return write_answer(answer, screen)
 
@@ -188,42 +147,26 @@ def _declare(settings: Settings, ready: Ready, study: Study, setup: Setup, scree
     for line in (study.repaired, *protocol.since_last_start(folder)):
         if line:
             screen.say(line)
-    for entry in study.entries:
-        lost = entry.last.outcome.predictions if entry.last and entry.state == "complete" else None
-        if lost and not (folder / "predictions" / lost).exists():
-            raise RunError(
-                f"{folder}/predictions/{lost} of trial {entry.number} is missing. "
-                "Put it back, or take a new --name."
-            )
-    protocol.log_start(folder, protocol=declared, pid=os.getpid(), trials=settings.trials)
+    _refuse_lost(study, folder, ready.folds)
+    refuse_changed(folder, study.outcomes)
+    known = {"trials": settings.trials, "recorded": study.count}
+    protocol.log_start(folder, protocol=declared, pid=os.getpid(), **known)
     screen.say(opening(settings, ready, setup))
     return declared
 
 
-def _baselines(
-    settings: Settings, ready: Ready, bench: Bench, screen: Screen, clock: Clock
-) -> tuple[ReadoutChoice, list[Model]]:
-    """The probe's readout, the reference baselines and the frozen reference."""
-    facts, objective = ready.network.facts, ready.objective
-    with clock.part("prefix"), screen.bar("probing readouts") as bar:
-        readout = choose_readout(bench, facts, bar)
-    screen.say(readout.line)
-    bench.study.fix("readout", [readout.block, readout.pool, readout.strength])
-    wanted = baselines.names(settings.baselines, "groups" in objective.needs)
-    models = baselines.make(wanted, facts, (readout.block, readout.pool), readout.strength)
-    if "memorization" in objective.needs:
-        with screen.bar("null of the memorization attacks") as bar:
-            probe = next(m for m in models if m.name == "linear_probe")
-            with_null(bench, probe.candidate, bar)
-    first = [m for m in models if m.name in baselines.REFERENCE]
-    repeats = range(1, settings.seeds + 1)
-    with clock.part("baselines"), screen.bar("reference baselines") as bar:
-        bench.train(first, repeats, "baseline", bar)
-    if bench.study.fact("reference") is None:
-        bench.study.fix("reference", reference_values(bench, first, repeats, objective))
-    value = bench.study.fact("reference")["auroc"]
-    screen.say(f"baselines reach AUROC {value:.3f} on search patients")
-    return readout, models
+def _refuse_lost(study: Study, folder: Path, folds: bool) -> None:
+    """Scores that are still looked at: of finished trials, and of every fold of one under way."""
+    for entry in study.entries:
+        needed = entry.outcomes if folds and entry.state in ("running", "complete") else []
+        if entry.state == "complete" and not folds:
+            needed = entry.outcomes[-1:]
+        for lost in (o.predictions for o in needed if o.predictions):
+            if not (folder / "predictions" / lost).exists():
+                raise RunError(
+                    f"{folder}/predictions/{lost} of trial {entry.number} is missing. "
+                    "Put it back, or take a new --name."
+                )
 
 
 def _search(
@@ -236,22 +179,25 @@ def _search(
     interrupts: Interrupts,
 ) -> Engine:
     """The outer loop: promotions and new candidates until trials or budget are spent."""
-    engine = _engine(settings, ready, bench)
+    engine = make_engine(settings, ready, bench)
     audience, objective, runner = bench.audience, ready.objective, bench.runner
+    due = after_search(settings, objective.needs, ready.task, ready.folds)
 
     def evaluate(outcomes: Sequence[Outcome]) -> tuple[float | None, Evaluation]:
-        cost = total_cost(outcomes)
-        assert cost is not None
-        predictions = audience.predictions(outcomes[-1], "search", 0)
-        evaluation = audience.evaluation(predictions, cost, reference, outcomes[-1])
-        return METRICS[objective.rung](evaluation), evaluation
+        evaluation = audience.trial(outcomes, reference)
+        value = METRICS[objective.rung](evaluation)
+        if value is None and len(outcomes) < len(audience.folds):
+            # The first folds hold too few patients of a group, the same ones for every trial.
+            value = METRICS["auroc"](evaluation)
+        return value, evaluation
 
-    with clock.part("search"), screen.bar("searching (rungs)") as bar:
+    unit = "folds" if ready.folds else "rungs"
+    with clock.part("search"), screen.bar(f"searching ({unit})") as bar:
         shown = -math.inf
 
         def moment() -> None:
             nonlocal shown
-            _stop_when_spent(settings, bench, engine, clock)
+            _stop_when_spent(settings, due, bench, engine, clock)
             if interrupts.asked:
                 engine.stop("asked to stop by Ctrl-C")
             clock.tick()
@@ -265,13 +211,11 @@ def _search(
 
         drive(engine, runner, evaluate, known, moment, tell=False)
         _show(settings, bench, objective, bar)
-    for entry in bench.study.entries:
-        if entry.state == "complete" and entry.last and bench.is_there(entry.last.outcome):
-            bench.trained[(entry.candidate.fingerprint, 0)] = entry.trained
     return engine
 
 
-def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
+def make_engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
+    """What decides: proposals from the space, rungs, promotions."""
     from autopeft.methods import canonical
 
     facts, space = ready.network.facts, ready.space
@@ -280,7 +224,7 @@ def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
         bench.study,
         lambda trial: canonical(space.ask(trial, facts, has_groups), facts),
         space.defaults(facts, has_groups, len(ready.task.rows("train"))),
-        epoch_ladder(settings.epochs),
+        ready.ladder(settings.epochs),
         settings.sampler,
         settings.seed,
         settings.trials,
@@ -289,7 +233,7 @@ def _engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
         bench.study,
         proposer.ask,
         ready.objective,
-        epoch_ladder(settings.epochs),
+        ready.ladder(settings.epochs),
         # Once test is opened the search is closed, whatever a budget would still allow.
         bench.study.count if protocol.test_opened(settings.run_dir) else settings.trials,
         bench.audience.setup,
@@ -327,14 +271,17 @@ def _show(settings: Settings, bench: Bench, objective: Objective, bar: Bar) -> N
     bench.runner.report("best_value", "term", best)
 
 
-def _stop_when_spent(settings: Settings, bench: Bench, engine: Engine, clock: Clock) -> None:
-    """Stops the search when what is left of the budget is needed for confirmation."""
-    if settings.budget is None:
+def _stop_when_spent(
+    settings: Settings, due: Sequence[Due], bench: Bench, engine: Engine, clock: Clock
+) -> None:
+    """Stops the search when what is left of the budget is needed for what is due after it."""
+    if settings.budget is None or not bench.study.count:  # without a trial there is no answer
         return
     costs = [o.cost.train_seconds for o in bench.trained.values() if o.cost]
-    each = max(costs, default=0.0)
-    trainings = settings.confirm * settings.seeds + 3 * (settings.seeds + 1)
-    if clock.total() + each * trainings / max(1, bench.runner.slots) > settings.budget:
+    if bench.audience.folds and not any(e.state == "complete" for e in bench.study.entries):
+        due = [*due, Due("folds", "adapter", FOLDS - 1)]  # of the one trial that is then finished
+    kept = kept_back(due, max(costs, default=0.0), bench.runner.slots)
+    if clock.total() + kept > settings.budget:
         engine.stop("the budget is spent")
 
 
@@ -344,36 +291,3 @@ def _refuse_foreign(settings: Settings) -> None:
     started = (folder / ".lock").exists() or (folder / "settings.yaml").exists()
     if folder.exists() and not started and any(folder.iterdir()):
         raise UserError("holds files of something else", str(folder), "Take another --name.")
-
-
-def _recipes(
-    settings: Settings, bench: Bench, picked: Model, models: Sequence[Model], screen: Screen
-) -> dict[str, list[Attack]]:
-    """The attacks that need many trainings, where the objective asks for memorization."""
-    if bench.audience.null is None:
-        return {}
-    asked = [Model("winner", picked.candidate)]
-    asked += [m for m in models if m.name in ("lora_r8", "full")]
-    with screen.bar("training on halves of the patients") as bar:
-        return {m.name: recipe_attacks(bench, m, settings.seed, bar) for m in asked}
-
-
-def _entrants(chosen: Sequence[Candidate], models: Sequence[Model]) -> list[Model]:
-    """Who is confirmed: the finalists, and always the linear probe at its best readout.
-
-    A search that cannot beat the probe must be able to answer "the probe".
-    """
-    probe = next(m.candidate for m in models if m.name == "linear_probe")
-    every = [*chosen, *([probe] if probe not in chosen else [])]
-    return [Model(f"finalist_{i}", candidate) for i, candidate in enumerate(every)]
-
-
-def _rung_value(objective: Objective, audience: Audience) -> Any:
-    """Rung metric of a training outside of the search, kept beside it in the journal."""
-
-    def value(outcome: Outcome) -> float | None:
-        assert outcome.cost is not None
-        predictions: Predictions = audience.predictions(outcome, "search", 0)
-        return METRICS[objective.rung](audience.evaluation(predictions, outcome.cost))
-
-    return value

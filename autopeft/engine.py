@@ -138,7 +138,7 @@ class Engine:
         target = self._target(entry)
         if outcome.status != "ok":
             return self._settle(self.study.record_attempt(entry.number, target, outcome))
-        value, evaluation = evaluate([*(m.outcome for m in entry.rungs.values()), outcome])
+        value, evaluation = evaluate([*entry.outcomes, outcome])
         if value is None or not math.isfinite(value):
             reason = f"the rung metric is undefined ({value})"
             failure = Outcome("nan", reason, outcome.epoch, cost=outcome.cost)
@@ -169,7 +169,8 @@ class Engine:
         number = self._out.get(job.candidate.fingerprint)
         ranks = [f"r{s.options['r']}" for s in job.candidate.strata if "r" in s.options]
         head = [f"{number:05d}"] if number is not None else []
-        rung = job.part.replace("fold:", "fold") if self.ladder.folds else f"e{job.stop}"
+        fold = job.part.replace("fold:", "") if job.part != "all" else "0"
+        rung = f"fold{fold}" if self.ladder.folds else f"e{job.stop}"
         return "-".join([*head, job.candidate.method, *ranks[:1], rung])
 
     # ---- which trial next ----------------------------------------------------------------------

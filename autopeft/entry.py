@@ -101,10 +101,17 @@ class Entry:
 
     @property
     def trained(self) -> Outcome:
-        """The last outcome, with the cost of all stretches that led to it."""
-        assert self.last is not None
-        outcomes = [measured.outcome for measured in self.rungs.values()]
-        return replace(self.last.outcome, cost=total_cost(outcomes))
+        """The adapter that is kept: trained on all of train, with the cost of its stretches.
+
+        With folds as rungs it is the first one; the others are trained to be measured only.
+        """
+        outcomes = [o for o in self.outcomes if o.part == "all"]
+        return replace(outcomes[-1], cost=total_cost(outcomes))
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What was measured, in the order of the resource: stretches of a training, or folds."""
+        return [measured.outcome for measured in self.rungs.values()]
 
     @property
     def seconds(self) -> float:

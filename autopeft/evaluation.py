@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 Kind = Literal["binary", "multiclass", "multilabel"]
+# One operating point a class: of one model, or part -> those of the model that scored it.
+Points = Sequence[float | None] | Mapping[int, Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,24 @@ class Predictions:
         )
 
 
+def concatenated(folds: Mapping[int, Predictions]) -> Predictions:
+    """Predictions of several models, each on rows of its own: ``part`` says whose a row is.
+
+    Args:
+        folds: number of the fold -> predictions of the model that did not see it.
+    """
+    every = list(folds.values())
+    first = every[0]
+    return replace(
+        first,
+        score=np.concatenate([p.score for p in every]),
+        target=np.concatenate([p.target for p in every]),
+        patient=np.concatenate([p.patient for p in every]),
+        part=np.repeat(np.array(list(folds), np.int64), [len(p.part) for p in every]),
+        groups={k: np.concatenate([p.groups[k] for p in every]) for k in first.groups},
+    )
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a training cost. Seconds are measured and never equal; the rest is exact."""
@@ -100,7 +120,8 @@ class Evaluation:
         cost: what the training cost.
         counted: attribute -> the group values that count, fixed before trial 1 (PROTOCOL 3).
         reference: metric -> value of the strongest baseline on search, frozen before trial 1.
-        thresholds: operating point per class (probability), fitted on search, or None.
+        thresholds: operating point per class (probability), fitted on search, or None; for
+            scores of several models those of each (`Points`).
         train: predictions on a subsample of the training rows, when asked for.
         probe: predictions on the probe rows (non-members), when asked for.
         margin: the settings' ``--margin``.
@@ -112,7 +133,7 @@ class Evaluation:
     cost: Cost
     counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reference: Mapping[str, float] = field(default_factory=dict)
-    thresholds: tuple[float | None, ...] = ()
+    thresholds: Points = ()
     train: Predictions | None = None
     probe: Predictions | None = None
     margin: float = 0.01

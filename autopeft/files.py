@@ -90,6 +90,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def remove_empty(*folders: Path) -> None:
+    """Takes away folders that hold nothing: bad input leaves nothing behind."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Fills a folder under a temporary name and gives it its name at the end.

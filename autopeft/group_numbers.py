@@ -70,7 +70,7 @@ def _model(answer: Answer, name: str, counted: Counted) -> dict[str, Any]:
         ],
         "standardized": _standardized(test, counted, labels),
         "bounds": [asdict(found) for found in bounds if found.due],
-        "intersections": _intersections(answer, test, search, counted),
+        "intersections": _intersections(answer, test, counted),
     }
 
 
@@ -111,14 +111,12 @@ def _standardized(
     return found
 
 
-def _intersections(
-    answer: Answer, test: Predictions, search: Predictions, counted: Counted
-) -> list[dict[str, Any]]:
-    """Gaps of groups such as women under 60, counted by the same rule on search; shown only."""
+def _intersections(answer: Answer, test: Predictions, counted: Counted) -> list[dict[str, Any]]:
+    """Gaps of groups such as women under 60, counted by the same rule as others; shown only."""
     if len(counted) < 2:
         return []
-    both = intersected(search, counted)
-    attributes = [a for a in both.groups if a not in search.groups]
+    both = intersected(answer.audience.everyone(), counted)
+    attributes = [a for a in both.groups if a not in test.groups]
     groups, labels = counted_in(both, attributes, answer.settings.min_group)
     large = {a: g for a, g in groups.items() if len(g) > 1}
     return [g.to_dict() for g in gaps(intersected(test, counted), large, labels)]

@@ -137,8 +137,8 @@ class Job:
     """What a worker is asked.
 
     ``rung`` trains ``candidate`` from epoch ``start`` to ``stop`` (from ``state`` when start > 0),
-    writes a state and predicts the search rows (the held-out fold's rows for ``part="fold:i"``;
-    see ``autopeft.parts.scored_rows``).
+    writes a state and predicts the search rows; for ``part="fold:i"`` no state, and the held-out
+    fold's rows (see ``autopeft.parts.scored_rows``).
     ``readouts`` scores linear probes at every readout by cross-validation inside train, ``null``
     train and probe patients by their neighbors at the candidate's readout, ``simple`` the rows it
     carries by what needs no fine-tuning (``autopeft.simple``).
@@ -149,7 +149,7 @@ class Job:
         setup: digest of the setup it belongs to.
         candidate: the candidate, or None for ``readouts``.
         repeat: 0 in the search, 1..S at confirmation.
-        part: training patients: ``all``, ``fold:i``, ``half:i``.
+        part: training patients: ``all``, ``fold:i``, ``half:i`` (see ``autopeft.parts``).
         start: epochs already trained.
         stop: epochs trained at the end.
         state: name of a folder below ``run_dir/states``.
@@ -185,12 +185,19 @@ class Job:
 
 
 def total_cost(outcomes: Sequence[Outcome]) -> Cost | None:
-    """Cost of a training done in several stretches: time and images add up, sizes do not."""
-    costs = [outcome.cost for outcome in outcomes if outcome.cost is not None]
+    """Cost of one training: over its stretches time and images add up, sizes do not.
+
+    Of several folds it is the first fold's sizes and the mean time: what one of them cost.
+    """
+    done = [outcome for outcome in outcomes if outcome.cost is not None]
+    costs = [outcome.cost for outcome in done if outcome.cost is not None]
     if not costs:
         return None
-    seconds = round(sum(cost.train_seconds for cost in costs), 3)
-    return replace(costs[-1], train_seconds=seconds, images=sum(cost.images for cost in costs))
+    trainings = len({outcome.part for outcome in done})
+    seconds = round(sum(cost.train_seconds for cost in costs) / trainings, 3)
+    images = round(sum(cost.images for cost in costs) / trainings)
+    sizes = [c for o, c in zip(done, costs, strict=True) if o.part == done[0].part][-1]
+    return replace(sizes, train_seconds=seconds, images=images)
 
 
 @dataclass(frozen=True)
@@ -207,6 +214,8 @@ class Outcome:
         state: folder name below ``run_dir/states``, loadable as an adapter.
         train_loss: mean training loss of the last epoch, or None.
         extra: plain data of ``readouts`` jobs.
+        part: which patients it was trained on, as in the job.
+        sha256: of the file of predictions, taken by the driver when it recorded the outcome.
     """
 
     status: Literal["ok", "nan", "oom", "error"]
@@ -217,6 +226,8 @@ class Outcome:
     state: str | None = None
     train_loss: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    part: str = "all"
+    sha256: str | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for the journal."""

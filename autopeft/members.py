@@ -1,4 +1,4 @@
-"""Who was trained on? The null of a run, and at its end the attacks that need other trainings."""
+"""Who was trained on? The null of a run, and at its end what needs trainings of its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from autopeft.bench import Audience, Bench, Model
 from autopeft.candidate import Candidate
 from autopeft.evaluation import Floats, Predictions
 from autopeft.job import Job
+from autopeft.metrics.generalization import Fitted, fitted_share
 from autopeft.metrics.groups import patient_index
 from autopeft.metrics.likelihood import judge, likelihood_ratio, rmia
 from autopeft.metrics.memorization import Attack, patient_signal
-from autopeft.parts import HALVES, halves
+from autopeft.parts import HALVES, PLANTED, halves, planted
 from autopeft.progress import Bar
 
 
@@ -65,6 +66,29 @@ def recipe_attacks(bench: Bench, model: Model, seed: int, bar: Bar) -> list[Atta
         score = rmia(_likelihood(train)[:, known], inside, population)
         found.append(judge("rmia", score, inside))
     return sorted((a for a in found if a is not None), key=lambda a: -a.value)
+
+
+def planted_labels(bench: Bench, model: Model, seed: int, bar: Bar) -> Fitted | None:
+    """How many of the wrong labels that were planted on purpose one recipe learns by heart.
+
+    Args:
+        bench: of a run with a probe split.
+        model: the recipe, trained once more with one patient in ten labelled wrong.
+        seed: of the setup; it says whose labels are wrong.
+        bar: progress.
+
+    Returns:
+        The share that it repeats, beside the share of labels that were made wrong in the same way
+        in patients that nobody trained on. None where no label was planted.
+    """
+    (outcome,) = bench.train_parts(model, [PLANTED], "planted labels of", bar)
+    audience, rows = bench.audience, bench.audience.rows
+    train, wrong = planted(rows["train"], seed)
+    probe, wrong_too = planted(rows["probe"], seed)
+    return fitted_share(
+        audience.table(audience.stored(outcome, "train"), train, "train"), wrong,
+        audience.table(audience.stored(outcome, "probe"), probe, "probe"), wrong_too,
+    )  # fmt: skip
 
 
 def _likelihood(every: list[Predictions]) -> Floats:

@@ -9,6 +9,7 @@ from typing import Any
 
 from autopeft.answer import Answer
 from autopeft.bench import Model
+from autopeft.choice_numbers import choice_numbers
 from autopeft.context_numbers import (
     contributions_of,
     memorization_of,
@@ -23,10 +24,12 @@ from autopeft.metrics.groups import group_table
 from autopeft.metrics.intervals import (
     Interval,
     bootstrap,
+    delong_interval,
     recipe_interval,
 )
 from autopeft.operating_numbers import operating_numbers
-from autopeft.selection import mean_value, repeats_of
+from autopeft.readings import readings_of, with_readings
+from autopeft.selection import mean_value
 from autopeft.verdict import accuracy_kept, contrast_of, lost_groups, sentence
 from autopeft.version import __version__
 
@@ -48,9 +51,10 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
     lost = lost_groups(answer)
     bar(done + 2, total)
     fairness = group_numbers(answer)
+    readings = readings_of(answer, contrast["metric"], contrast["word"])
     bar(total, total)
     return {
-        "verdict": sentence(answer, contrast, kept, lost),
+        "verdict": with_readings(sentence(answer, contrast, kept, lost), readings),
         "use": "Research use; not a medical device.",
         "run": answer.settings.run_name,
         "objective": answer.settings.objective,
@@ -61,6 +65,7 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
         "contrast": contrast,
         "accuracy_kept": kept,
         "levelled_down": list(lost),
+        "readings": readings,
         "groups": groups,
         "fairness": fairness,
         "contributions": contributions_of(answer),
@@ -68,10 +73,7 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
         "shortcuts": shortcuts_of(answer),
         "memorization": memorization_of(answer),
         "thresholds": dict(zip(answer.task.classes, answer.thresholds, strict=True)),
-        "front": _front(answer),
-        "finalists": _finalists(answer),
-        "feasible": answer.feasible,
-        "optimism": _optimism(answer),
+        **choice_numbers(answer),
         "readout": {
             "block": answer.readout.block,
             "pool": answer.readout.pool,
@@ -91,9 +93,11 @@ def _record(answer: Answer) -> dict[str, Any]:
             for state, word in (("complete", "complete"), ("pruned", "pruned"), ("failed", "fail"))
         },
         "rungs": sum(len(e.rungs) for e in entries),
-        "look": answer.look,
+        "look": answer.look.number,
+        "looks": answer.look.to_dict(),
         "patients": {s: len(set(r.patient.tolist())) for s, r in answer.audience.rows.items()},
         "images": {s: len(r) for s, r in answer.audience.rows.items()},
+        "inner": inner_of(answer),
         "counted": {a: list(g) for a, g in answer.audience.counted.items()},
         "notes": [*answer.task.notes, *answer.group_notes],
         "protocol": answer.declared,
@@ -105,6 +109,12 @@ def _record(answer: Answer) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"autopeft": __version__, **{name: version(name) for name in PACKAGES}},
     }
+
+
+def inner_of(answer: Answer) -> dict[str, Any]:
+    """What the search measured on: ``kind``, and the patients of each of its folds."""
+    folds = [len(set(rows.patient.tolist())) for rows in answer.audience.folds]
+    return {"kind": "cv5" if folds else "holdout", "folds": folds}
 
 
 def _model_table(answer: Answer, model: Model) -> dict[str, Any]:
@@ -129,6 +139,9 @@ def _model_table(answer: Answer, model: Model) -> dict[str, Any]:
         gap = METRICS["auroc_gap"](answer.audience.evaluation(predictions, cost))
         if gap is not None:  # its percentile interval cannot contain 0: shown without one
             table[split]["auroc_gap"] = {"value": gap, "low": None, "high": None}
+    exact = delong_interval(answer.scored[(model.name, 0, "test")])
+    if exact is not None and "auroc" in table["test"]:  # a cross-check without resampling
+        table["test"]["auroc"]["delong"] = {"low": exact.low, "high": exact.high}
     seeds = [answer.scored[(model.name, r, "test")] for r in answer.repeats]
     table["seeds"] = {
         "repeats": len(seeds),
@@ -144,27 +157,6 @@ def _model_table(answer: Answer, model: Model) -> dict[str, Any]:
     if model.name in ("winner", answer.opponent.name):
         table["operating"] = operating_numbers(answer, model.name)
     return table
-
-
-def _finalists(answer: Answer) -> list[dict[str, Any]]:
-    """Who was confirmed: the mean over fresh seeds on ``confirm``; the first is search's pick."""
-    return [
-        {
-            "title": model.candidate.title,
-            "config": model.candidate.to_dict(),
-            "fingerprint": model.candidate.fingerprint,
-            "confirm": _means(answer, repeats_of(answer.confirm, model.name, answer.repeats)),
-            "winner": model.name == answer.picked.name,
-        }
-        for model in answer.finalists
-    ]
-
-
-def _means(answer: Answer, repeats: Sequence[Predictions]) -> dict[str, float]:
-    """AUROC and the ranking metric, mean over repeats, where defined."""
-    names = dict.fromkeys(("auroc", answer.metric))
-    found = {name: mean_value(answer.audience, name, repeats) for name in names}
-    return {name: value for name, value in found.items() if value > float("-inf")}
 
 
 def _metric_names(answer: Answer) -> list[str]:
@@ -199,51 +191,12 @@ def _groups(answer: Answer) -> list[dict[str, Any]]:
             plain = {"model": name, **vars(row), "text": row.text}
             counted = row.group in answer.audience.counted.get(row.attribute, ())
             interval = None
-            if row.auroc is not None and len(answer.task.classes) == 1:
-                only = {row.attribute: (row.group,)}
-                interval = bootstrap(predictions, f"auroc:{row.group}", counted=only)
+            if row.auroc is not None:
+                interval = bootstrap(
+                    predictions.take(predictions.groups[row.attribute] == row.group),
+                    f"auroc:{row.label}" if len(answer.task.classes) > 1 else "auroc",
+                )
             rows.append(
                 {**plain, "counted": counted, "interval": interval.to_dict() if interval else None}
             )
     return rows
-
-
-def _front(answer: Answer) -> list[dict[str, Any]]:
-    return [
-        {
-            "number": entry.number,
-            "title": entry.candidate.title,
-            "config": entry.candidate.to_dict(),
-            "values": dict(
-                zip(
-                    [t.name for t in answer.objective.terms],
-                    answer.objective.values(evaluation),
-                    strict=True,
-                )
-            ),
-        }
-        for entry, evaluation in answer.pool
-        if entry.number in answer.front
-    ]
-
-
-def _optimism(answer: Answer) -> dict[str, Any]:
-    """How much too high search's own pick looked on search: its value there minus on confirm."""
-    first, metric = answer.finalists[0], answer.metric
-    entry = next(e for e, _ in answer.pool if e.candidate == first.candidate)
-    assert entry.last is not None
-    search = answer.audience.predictions(entry.last.outcome, "search", 0)
-    confirm = repeats_of(answer.confirm, first.name, answer.repeats)
-    labels, counted = answer.audience.labels, answer.audience.counted
-    a = bootstrap(search, metric, counted=counted, labels=labels)
-    b = bootstrap(confirm, metric, counted=counted, labels=labels)
-    found: dict[str, Any] = {
-        "metric": metric,
-        "looks": sum(len(e.rungs) for e in answer.bench.study.entries),
-        "candidates": len(answer.bench.study.entries),
-    }
-    if a is not None and b is not None:
-        half = 1.96 * (a.se**2 + b.se**2) ** 0.5
-        value = a.value - b.value
-        found |= {"value": value, "low": value - half, "high": value + half}
-    return found

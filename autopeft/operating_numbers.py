@@ -8,7 +8,7 @@ import numpy as np
 
 from autopeft.answer import Answer
 from autopeft.evaluation import Predictions
-from autopeft.metrics.calibration import ece
+from autopeft.metrics.calibration import apply_temperature, ece, fit_temperature
 from autopeft.metrics.classification import average_precision, log_loss
 from autopeft.metrics.intervals import bootstrap
 from autopeft.metrics.operating import operating_interval
@@ -23,7 +23,9 @@ def operating_numbers(answer: Answer, name: str) -> dict[str, Any]:
 
     Returns:
         Rates with intervals that refit the threshold in each resample; proper scores and average
-        precision; calibration overall and in each counted group.
+        precision; calibration overall and in each counted group, of the scores as they are and
+        divided by a temperature that was fitted on search (Guo et al. 2017): a group whose slope
+        is off may not be mended by what mends everyone.
     """
     test, search = (answer.scored[(name, 0, split)] for split in ("test", "search"))
     rates = {
@@ -32,17 +34,29 @@ def operating_numbers(answer: Answer, name: str) -> dict[str, Any]:
         else found.to_dict()
         for rate in RATES
     }
-    groups = {
-        group: calibration(test.take(np.flatnonzero(test.groups[attribute] == group)))
-        for attribute, names in answer.audience.counted.items()
-        for group in names
-    }
+    temperature = fit_temperature(search)
+    cooled = apply_temperature(test, temperature)
     return {
         "rates": rates,
         "average_precision": average_precision(test),
         "log_loss": log_loss(test),
-        "calibration": {"all": calibration(test), **groups},
+        "calibration": _by_group(answer, test),
+        "temperature": dict(zip(test.classes, temperature, strict=True)),
+        "after_temperature": {
+            "log_loss": log_loss(cooled),
+            "calibration": _by_group(answer, cooled),
+        },
     }
+
+
+def _by_group(answer: Answer, p: Predictions) -> dict[str, Any]:
+    """Calibration of everyone (``all``) and of each counted group."""
+    groups = {
+        group: calibration(p.take(np.flatnonzero(p.groups[attribute] == group)))
+        for attribute, names in answer.audience.counted.items()
+        for group in names
+    }
+    return {"all": calibration(p), **groups}
 
 
 def calibration(p: Predictions) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def calibration_lines(numbers: Numbers) -> list[str]:
             f"{where}slope {_short(fit['slope'])} (1 is right, below: too sure), intercept "
             f"{_short(fit['intercept'])} (0 is right)"
         )
+    lines += _temperature_lines(numbers["best"])
     if whole["ece"] is not None:
         size = f"{whole['ece']:.3f}" if whole["ece"] > 0 else "not above what chance alone makes"
         lines.append(f"calibration error, mean over labels: {size}")
@@ -169,6 +170,40 @@ def calibration_lines(numbers: Numbers) -> list[str]:
             "of several lies far out by chance alone, and its interval does not allow for that"
         )
     return lines
+
+
+def _temperature_lines(best: Mapping[str, Any]) -> list[str]:
+    """What one temperature a label, fitted on search, makes of the winner's probabilities."""
+    told = best["operating"]
+    fitted = {c: t for c, t in told.get("temperature", {}).items() if t is not None}
+    if not fitted:
+        return []
+    values = ", ".join(
+        f"{c} {t:.2f}" if len(told["temperature"]) > 1 else f"{t:.2f}"
+        for c, t in list(fitted.items())[:_MOST]
+    )
+    after = told["after_temperature"]
+    (slopes, before), losses = (
+        [
+            [fit["slope"]["value"] for fit in table["all"]["classes"].values() if fit["slope"]]
+            for table in (after["calibration"], told["calibration"])
+        ],
+        (told["log_loss"], after["log_loss"]),
+    )
+    line = f"divided by a temperature fitted on search ({values})"
+    if slopes and before:
+        mean, was = sum(slopes) / len(slopes), sum(before) / len(before)
+        line += f": slope {was:.2f} -> {mean:.2f}"
+    if None not in losses:
+        line += f", log-loss {losses[0]:.3f} -> {losses[1]:.3f}"
+    train = best["config"]["train"]
+    if train["loss"] != "bce" or train["sampling"] != "plain":
+        line += (
+            "; the winner was trained with weights or other sampling, so that its plain "
+            "probabilities do not have the prevalence of these patients, which a temperature "
+            "does not mend"
+        )
+    return [line]
 
 
 def contribution_lines(numbers: Numbers) -> list[str]:
@@ -211,6 +246,13 @@ def memorization_lines(numbers: Numbers) -> list[str]:
         lines += [f"{name}, {_attack(row)}" for row in rows]
     for name, rows in found["recipes"].items():
         lines += [f"{name}'s recipe trained on half the patients, {_attack(row)}" for row in rows]
+    for name, fitted in found.get("planted", {}).items():
+        if fitted is not None and fitted["excess"] is not None:
+            lines.append(
+                f"{name}'s recipe trained with {fitted['planted']} labels made wrong on purpose: "
+                f"it repeats {percent(fitted['share'])} of them, and "
+                f"{percent(fitted['by_chance'])} of such labels of patients it was not trained on"
+            )
     gap = found["generalization"].get("all")
     if gap:
         lines.append(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,17 +21,19 @@ from autopeft.data.probe import cut_probe
 from autopeft.data.splits import PROBE
 from autopeft.data.task import Task
 from autopeft.errors import UserError
+from autopeft.files import remove_empty
 from autopeft.job import Rows, Setup
+from autopeft.machine import cache_bytes, look_at_machine
 from autopeft.methods.own import register_files, ship, try_methods
 from autopeft.metrics.groups import LEAST
 from autopeft.objective import Objective, load_objective
-from autopeft.parts import subsample
+from autopeft.parts import fold_rows, subsample
 from autopeft.plugins import Plugin
 from autopeft.progress import Screen
 from autopeft.result import Result, load_result
-from autopeft.runners import check_address, worker_threads
-from autopeft.schedule import epoch_ladder
-from autopeft.settings import Settings
+from autopeft.runners import check_address
+from autopeft.schedule import Ladder, epoch_ladder, fold_ladder
+from autopeft.settings import SEEDS, Settings
 from autopeft.space import Space, load_space
 from autopeft.study import Study
 from autopeft.suited import suited
@@ -40,10 +41,9 @@ from autopeft.suited import suited
 if TYPE_CHECKING:
     from autopeft.init_adapter import Start
     from autopeft.training.images import ImageStore
-    from autopeft.training.precision import Device, Precision
 
 
-_PLENTY = 3  # LoRA's step was seen to take 0.9 to 1.1 times the memory of SSF's
+Decode = Callable[[Task, Settings, int, Screen], "ImageStore"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,15 @@ class Ready:
     counted: CountedGroups
     decode_seconds: float
     start: Start | None = None
+
+    @property
+    def folds(self) -> bool:
+        """Whether the search measures on five folds instead of ``search`` alone."""
+        return self.counted.inner == "cv5"
+
+    def ladder(self, epochs: int) -> Ladder:
+        """The rungs of a search with trainings of that length."""
+        return fold_ladder(epochs) if self.folds else epoch_ladder(epochs)
 
 
 def finished(settings: Settings) -> Result | None:
@@ -121,16 +130,21 @@ def _check_unchanged(settings: Settings, folder: Path, word: str) -> tuple[Plugi
     return files
 
 
-def prepare(settings: Settings, screen: Screen, begin: Callable[[], None] = lambda: None) -> Ready:
+def prepare(
+    settings: Settings,
+    screen: Screen,
+    begin: Callable[[], None] = lambda: None,
+    decode: Decode | None = None,
+) -> Ready:
     """Loads and checks task, objective, space, backbone and images; writes only to the cache.
 
     Args:
         settings: of the run.
         screen: for bars and warnings.
         begin: called when what is quickly found wrong is not wrong, and slow things follow.
+        decode: in the place of decoding every image.
     """
     from autopeft.backbones.weights import load_backbone
-    from autopeft.methods import METHODS, canonical
     from autopeft.training.allocator import keep_memory
     from autopeft.training.images import digest
 
@@ -156,13 +170,7 @@ def prepare(settings: Settings, screen: Screen, begin: Callable[[], None] = lamb
     network = start.network if start else network
     for line in network.warnings:
         screen.say(line)
-    with plugins.blamed(space.plugins):
-        space.check_names(METHODS)
-        space, left_out = suited(space, network.facts, METHODS, canonical)
-        space.check(network.facts, METHODS, True, canonical)
-    free = starting.check_bound(start, space) if start else ""
-    for line in filter(None, (left_out, free)):
-        screen.say(line)
+    space = _suited(space, network.facts, start, screen)
     try_methods(space.plugins, network)
     task = task or _load(settings, cache, objective)
     if start is not None:
@@ -172,12 +180,26 @@ def prepare(settings: Settings, screen: Screen, begin: Callable[[], None] = lamb
         task = replace(task, notes=(*task.notes, *told))
     counted = _counted(task, settings, "groups" in objective.needs)
     started = time.perf_counter()
-    store = _decoded(task, settings, network.facts.image_size, screen)
+    store = (decode or _decoded)(task, settings, network.facts.image_size, screen)
     seconds = time.perf_counter() - started
     start = start.kept(cache) if start else None
     return Ready(
         task, objective, space, network, store.folder, digest(store), counted, seconds, start
     )
+
+
+def _suited(space: Space, facts: Any, start: Start | None, screen: Screen) -> Space:
+    """The space without what the backbone, or the adapter that is started from, cannot have."""
+    from autopeft.methods import METHODS, canonical
+
+    with plugins.blamed(space.plugins):
+        space.check_names(METHODS)
+        space, left_out = suited(space, facts, METHODS, canonical)
+        space.check(facts, METHODS, True, canonical)
+    free = starting.check_bound(start, space) if start else ""
+    for line in filter(None, (left_out, free)):
+        screen.say(line)
+    return space
 
 
 def _counted(task: Task, settings: Settings, needed: bool) -> CountedGroups:
@@ -209,7 +231,7 @@ def _decoded(task: Task, settings: Settings, size: int, screen: Screen) -> Image
                 task.root, task.paths.tolist(), size, settings.fit, cache, bar, threads
             )
     except UserError:
-        _remove_empty(cache, cache.parent)
+        remove_empty(cache, cache.parent)
         raise
 
 
@@ -217,13 +239,6 @@ def _load(settings: Settings, cache: Path, objective: Objective) -> Task:
     """The task, with a probe split where the objective asks who was trained on."""
     task = load_task(settings, cache)
     return cut_probe(task, settings.split_seed) if "memorization" in objective.needs else task
-
-
-def _remove_empty(*folders: Path) -> None:
-    """Takes away folders that hold nothing: bad input leaves nothing behind."""
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def _check_sampler(settings: Settings, space: Space) -> None:
@@ -240,7 +255,7 @@ def make_setup(settings: Settings, ready: Ready, study: Study | None = None) -> 
     """What workers get. What depends on the machine is decided at the first start and kept."""
     machine = study.fact("machine") if study is not None else None
     if machine is None:
-        machine = _machine(settings, ready)
+        machine = look_at_machine(settings, ready.network, len(ready.task.classes))
         if study is not None:
             study.fix("machine", machine)
     task, facts = ready.task, ready.network.facts
@@ -263,56 +278,12 @@ def make_setup(settings: Settings, ready: Ready, study: Study | None = None) -> 
         threads=machine["threads"],
         seed=settings.seed,
         offline=settings.offline,
-        cache_bytes=_cache_bytes(settings),
+        cache_bytes=cache_bytes(settings),
         plugins=ship(ready.space.plugins),
         device=machine.get("device", "cpu"),  # older runs had no choice
         micro_batch=machine.get("micro_batch", 0),
         **(starting.placed(ready.start) if ready.start else {}),
     )
-
-
-def _machine(settings: Settings, ready: Ready) -> dict[str, Any]:
-    """Threads, device, number format and micro-batch of a worker on this machine."""
-    from autopeft.training.precision import decide, find_device
-
-    workers, threads = worker_threads(settings)
-    serial = settings.runner == "serial"
-    device = find_device() if serial or settings.gpus_per_worker > 0 else "cpu"
-    precision = decide(settings.precision, threads, device)
-    sharing = 1 if serial else workers
-    if device == "cuda" and not serial:  # Ray puts so many on one GPU
-        sharing = max(1, int(1 / settings.gpus_per_worker))
-    fits = _micro_batch(settings, ready, precision, device, sharing)
-    return {"threads": threads, "device": device, "precision": precision, "micro_batch": fits}
-
-
-def _micro_batch(
-    settings: Settings, ready: Ready, precision: Precision, device: Device, workers: int
-) -> int:
-    """Images a forward pass for the heaviest usual candidate: LoRA on all blocks."""
-    from autopeft.methods import build, canonical
-    from autopeft.training import memory
-    from autopeft.training.fast import Casts, speed_up
-
-    network, outputs = ready.network, len(ready.task.classes)
-    free = memory.available(workers, device)
-
-    def fits(raw: dict[str, Any], times: int = 1) -> int:
-        candidate = canonical({**raw, "blocks": "all", "lr": 1e-3}, network.facts)
-        adapted = build(network, candidate, outputs, settings.seed, 0)
-        speed_up(adapted, precision, Casts(network.model, device))
-        each = memory.bytes_per_image(adapted, precision, device)
-        return memory.micro_batch(settings.batch_size, times * each, free)
-
-    # LoRA needs peft, whose import takes seconds that a driver can spare where memory is plenty.
-    return fits({"method": "ssf"}, _PLENTY) and fits({"method": "lora", "modules": "all", "r": 8})
-
-
-def _cache_bytes(settings: Settings) -> int:
-    """``--cache-gb``; by default a quarter of the free disk, at most 20 GB."""
-    if settings.cache_gb is not None:
-        return int(min(settings.cache_gb, 1e6) * 1e9)
-    return min(20 * 10**9, shutil.disk_usage(settings.runs_dir).free // 4)
 
 
 def make_audience(settings: Settings, ready: Ready, setup: str) -> Audience:
@@ -330,6 +301,7 @@ def make_audience(settings: Settings, ready: Ready, setup: str) -> Audience:
         settings.epochs,
         dict(ready.counted.labels),
         rows["train"].take(subsample(rows, settings.seed)) if PROBE in rows else None,
+        folds=fold_rows(rows) if ready.folds else (),
     )
 
 
@@ -357,7 +329,8 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
         **({"label_fraction": settings.label_fraction} if settings.label_fraction < 1 else {}),
         **({"init_adapter": starting.declared(ready.start)} if ready.start else {}),
         "splits": every,
-        "inner": "holdout",
+        "inner": ready.counted.inner,
+        **({"folds": _fold_patients(setup)} if ready.folds else {}),
         "setup": setup.digest(),
         "objective": settings.objective,
         "objective_sha256": plugins.find("objectives", settings.objective).sha256,
@@ -365,11 +338,13 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
         "space": settings.space,
         "methods_from": [{"file": f.path.name, "sha256": f.sha256} for f in ready.space.plugins],
         "epochs": settings.epochs,
-        "rungs": list(epoch_ladder(settings.epochs).stops),
+        "rungs": list(ready.ladder(settings.epochs).stops),
         "finalists": f"{settings.confirm}, and always the linear probe at its best readout",
-        "seeds": settings.seeds,
+        "seeds": settings.seeds
+        or dict(zip(("screen", "last two and baselines"), SEEDS, strict=True)),
         "baselines": list(wanted),
-        "reference": "best of the reference baselines, mean of the seeds, on search",
+        "reference": "best of the reference baselines, "
+        + ("on all folds, repeat 0" if ready.folds else "mean of the seeds, on search"),
         "groups": {a: list(g) for a, g in ready.counted.groups.items()},
         "groups_left_out": list(ready.counted.notes),
         "ranking": f"{objective.primary} on confirm, mean of the seeds; "
@@ -391,8 +366,22 @@ def opening(settings: Settings, ready: Ready, setup: Setup) -> str:
         sizes += f"; {len(set(setup.rows['train'].patient))} train {task.unit}s, {share} of them"
     return (
         f"run {settings.run_name}: {task.name}, {task.patients} {task.unit}s, "
-        f"{len(task.paths)} images ({sizes}); holdout; {settings.backbone} at "
+        f"{len(task.paths)} images ({sizes}); {_inner(ready, setup)}; {settings.backbone} at "
         f"{setup.image_size} px, {setup.precision}, {setup.threads} threads a worker"
         + (f", {setup.micro_batch} images a forward pass" if setup.micro_batch else "")
         + (", GPU" if setup.device == "cuda" else "")
     )
+
+
+def _inner(ready: Ready, setup: Setup) -> str:
+    """What trials are measured on, and why that was taken."""
+    why = f" (auto: {ready.counted.why})" if ready.counted.why else ""
+    if not ready.folds:
+        return f"holdout{why}"
+    sizes = ", ".join(map(str, _fold_patients(setup)))
+    return f"cv5{why}, folds of {sizes} {ready.task.unit}s"
+
+
+def _fold_patients(setup: Setup) -> list[int]:
+    """Patients that each fold holds out; a split column of the user's makes them unequal."""
+    return [len(set(rows.patient.tolist())) for rows in fold_rows(setup.rows)]

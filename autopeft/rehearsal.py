@@ -26,19 +26,18 @@ def rehearse(objective: Objective, audience: Audience, named: str) -> None:
     Raises:
         UserError: something is undefined on these patients, or the user's function failed.
     """
-    rows = audience.rows["search"]
-    score = np.random.default_rng(0).normal(size=(len(rows), len(audience.classes)))
+    random, judged = np.random.default_rng(0), audience.folds or (audience.rows["search"],)
+    scores = [random.normal(size=(len(rows), len(audience.classes))) for rows in judged]
     reference = dict.fromkeys(objective.references, 0.5)
-    drawn = audience.evaluation(
-        audience.of(score.astype(np.float32), "search", 0), Cost(1, 1, 1.0, 1), reference
-    )
+    found = audience.on_folds([score.astype(np.float32) for score in scores])
+    drawn = audience.evaluation(found, Cost(1, 1, 1.0, 1), reference)
     for metric in (*(term.metric for term in objective.terms), objective.rung, objective.primary):
         known = METRICS.get(metric) if isinstance(metric, str) else None
         if known is not None and "memorization" in known.needs:
             continue  # it needs scores of members; `cut_probe` has refused what has too few
         if measure(metric, drawn) is None:
             name = metric if isinstance(metric, str) else metric.__name__
-            patients = len(set(rows.patient.tolist()))
+            patients = len(set(found.patient.tolist()))
             about = f": {known.meaning}" if known else ""
             raise UserError(
                 f"{name}{about}; it is undefined on these {patients} search patients",

@@ -116,8 +116,15 @@ def open_rungs(dataset: str = "phantom", **options: Any) -> Rungs:
     """
     values = settings_file.complete({"dataset": dataset, **options})
     settings = settings_file.from_mapping(values, "autopeft.open_rungs")
+    if settings.inner == "cv5":
+        raise UserError(
+            "rungs of your own loop are measured on search patients",
+            "inner=cv5",
+            "Leave it out.",
+        )
     if not settings.name:
         settings = replace(settings, name=f"rungs-{settings.digest()}")
+    settings = replace(settings, inner="holdout")
     if (settings.run_dir / "settings.yaml").exists():
         raise UserError("is a run of autopeft search", str(settings.run_dir), "Take another name.")
     ready = prepare(settings, Screen(settings.quiet))

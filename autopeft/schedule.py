@@ -51,9 +51,12 @@ class Ladder:
         return next(stop for stop in self.stops if stop > resource)
 
     def stretch(self, done: int, target: int) -> tuple[str, int, int]:
-        """What the job from ``done`` to ``target`` trains: part, first epoch, last epoch."""
+        """What the job from ``done`` to ``target`` trains: part, first epoch, last epoch.
+
+        Fold 0 judges the part ``all``: it is ``search``, and the others are cut from ``train``.
+        """
         if self.folds:
-            return f"fold:{done}", 0, self.epochs
+            return f"fold:{done}" if done else "all", 0, self.epochs
         return "all", done, target
 
 

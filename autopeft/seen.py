@@ -1,22 +1,66 @@
-"""Did an earlier adapter train on patients whom this run means to keep unseen?"""
+"""Did an earlier adapter train on patients whom this run, or this evaluation, takes for unseen?"""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from autopeft.data.splits import UNCERTAIN
 from autopeft.data.task import Task
 from autopeft.errors import UserError
 
+_SAME = {UNCERTAIN: "test"}  # split of some images of test patients
 _UP = 3  # folders between an adapter and its run's splits.csv: best/, baselines/NAME/
+
+
+@dataclass(frozen=True)
+class Record:
+    """Who was in which split of the run that an adapter lies in.
+
+    Attributes:
+        run: folder of the run.
+        task: name of the task that the adapter says it was trained on; may be empty.
+        splits: patient id -> split.
+        paths: the images of that run.
+    """
+
+    run: Path
+    task: str
+    splits: Mapping[str, str]
+    paths: frozenset[str]
+
+    def same_data(self, task: str, paths: Iterable[str]) -> bool:
+        """Whether its patient ids mean the same people: patient 17 elsewhere is somebody else."""
+        return self.task == task or not self.paths.isdisjoint(paths)
+
+    def patients(self, split: str) -> set[str]:
+        """Its patients of one split."""
+        return {patient for patient, name in self.splits.items() if name == split}
+
+
+def record_of(folder: Path) -> Record | None:
+    """Read from the ``splits.csv`` of the run that an adapter lies in; None where there is none.
+
+    An adapter folder by itself names no patients, so that it can be given away.
+    """
+    run = next((p for p in folder.resolve().parents[:_UP] if (p / "splits.csv").exists()), None)
+    if run is None:
+        return None
+    with (run / "splits.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return Record(
+        run,
+        _task_name(folder),
+        {row["patient_id"]: _SAME.get(row["split"], row["split"]) for row in rows},
+        frozenset(row["path"] for row in rows),
+    )
 
 
 def check_seen(folder: Path, task: Task) -> str:
     """Refuses an adapter that was trained on this run's search, confirm, probe or test patients.
-
-    Looked up in the ``splits.csv`` of the run that the adapter lies in: an adapter folder by
-    itself names no patients, so that it can be given away.
 
     Args:
         folder: of the earlier adapter.
@@ -28,21 +72,16 @@ def check_seen(folder: Path, task: Task) -> str:
     Raises:
         UserError: some were.
     """
-    place = next((p / "splits.csv" for p in _above(folder) if (p / "splits.csv").exists()), None)
-    if place is None:
+    record = record_of(folder)
+    if record is None:
         return (
             "whether patients of this run trained the earlier adapter is not known: the run that "
             "it comes from is not beside it"
         )
-    with place.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    trained = {row["patient_id"] for row in rows if row["split"] == "train"}
     here = task.split_table()
     held = set(here.patient_id[here.split != "train"].astype(str))
-    # Patient 17 of another data set is somebody else.
-    same = _task_name(folder) == task.name or set(here.path) & {row["path"] for row in rows}
-    both = held & trained
-    if same and both:
+    both = held & record.patients("train")
+    if both and record.same_data(task.name, here.path):
         raise UserError(
             f"{len(both)} of the {len(held)} {task.unit}s outside of this run's train split "
             "trained that adapter: every number would be too good",
@@ -50,10 +89,6 @@ def check_seen(folder: Path, task: Task) -> str:
             "Split both runs alike (--split-column), or take an adapter of other patients.",
         )
     return ""
-
-
-def _above(folder: Path) -> tuple[Path, ...]:
-    return tuple(folder.resolve().parents)[:_UP]
 
 
 def _task_name(folder: Path) -> str:

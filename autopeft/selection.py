@@ -6,6 +6,7 @@ trained again with fresh seeds and the winner is chosen on ``confirm`` patients 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,14 +15,15 @@ import numpy as np
 
 from autopeft.backbones.facts import Facts
 from autopeft.bench import Audience, Bench, Model
-from autopeft.candidate import Pool
+from autopeft.candidate import Pool, Readout
 from autopeft.evaluation import Cost, Evaluation, Predictions
-from autopeft.job import Job, Outcome
+from autopeft.job import Job
 from autopeft.metrics import METRICS
 from autopeft.metrics.classification import auroc
 from autopeft.metrics.intervals import Interval, bootstrap, paired
 from autopeft.objective import Objective
 from autopeft.progress import Bar
+from autopeft.replay import Floor, Replay, replay
 from autopeft.study import Entry, Study
 
 Scored = Mapping[tuple[str, int], Predictions]
@@ -36,6 +38,7 @@ class ReadoutChoice:
         pool: how tokens are pooled.
         strength: L2 strength.
         table: (block, pool) -> out-of-fold AUROC at its best strength.
+        strengths: (block, pool) -> that strength.
         interval: of the AUROC that a probe has whose readout and strength are chosen without the
             patients that it is scored on: for each fold the best on the other folds. None = it is
             undefined, or there are too few patients for one.
@@ -45,7 +48,13 @@ class ReadoutChoice:
     pool: Pool
     strength: float
     table: Mapping[str, float]
+    strengths: Mapping[str, float]
     interval: Interval | None = None
+
+    def strength_at(self, at: Readout) -> float:
+        """The L2 strength of a probe there; below all that were tried the lowest one's."""
+        tried = [int(p.split("|")[0]) for p in self.strengths if p.endswith(f"|{at.pool}")]
+        return self.strengths[f"{max(at.block, min(tried))}|{at.pool}"]
 
     @property
     def line(self) -> str:
@@ -78,11 +87,15 @@ def choose_readout(bench: Bench, facts: Facts, bar: Bar) -> ReadoutChoice:
             scored[int(block), pool, float(strength)] = folds
     values = {place: auroc(p) or 0.0 for place, p in scored.items()}
     table: dict[str, float] = {}
-    for (block, pool, _), value in values.items():
-        table[f"{block}|{pool}"] = max(value, table.get(f"{block}|{pool}", 0.0))
+    strengths: dict[str, float] = {}
+    for (block, pool, strength), value in values.items():
+        place = f"{block}|{pool}"
+        if place not in table or value > table[place]:
+            table[place], strengths[place] = value, strength
     best = max(values, key=values.__getitem__)
     interval = bootstrap(_chosen_elsewhere(list(scored.values())))
-    return ReadoutChoice(*best, table, interval if interval and interval.enough else None)
+    told = interval if interval and interval.enough else None
+    return ReadoutChoice(*best, table, strengths, told)
 
 
 def _chosen_elsewhere(every: Sequence[Predictions]) -> Predictions:
@@ -115,20 +128,18 @@ def reference_values(
 ) -> dict[str, float]:
     """The utility floor's reference: the best baseline's mean over seeds on ``search``.
 
+    With folds these stand for the seeds: the best baseline's value on all of them.
+
     Returns:
         Metric -> value, for every metric that the objective names (plain AUROC always).
     """
     names = {"auroc", objective.rung, objective.primary, *objective.references}
     values: dict[str, float] = {}
+    every = reference_evaluations(bench, models, repeats)
     for name in sorted(names & set(METRICS)):
         means = []
-        for model in models:
-            found = [
-                METRICS[name](
-                    _on_search(bench, bench.trained[(model.candidate.fingerprint, r)], r)
-                )
-                for r in repeats
-            ]
+        for own in every:
+            found = [METRICS[name](evaluation) for evaluation in own]
             if all(v is not None for v in found):
                 means.append(float(np.mean([v for v in found if v is not None])))
         if means:
@@ -137,50 +148,99 @@ def reference_values(
     return values
 
 
-def _on_search(bench: Bench, outcome: Outcome, repeat: int) -> Evaluation:
-    assert outcome.cost is not None
-    return bench.audience.evaluation(
-        bench.audience.predictions(outcome, "search", repeat), outcome.cost, outcome=outcome
-    )
+def reference_evaluations(
+    bench: Bench, models: Sequence[Model], repeats: Sequence[int]
+) -> list[list[Evaluation]]:
+    """Each reference baseline's repeats on ``search``, or its one of all folds."""
+    trial, names = bench.audience.trial, [model.candidate.fingerprint for model in models]
+    if bench.audience.folds:
+        return [[trial(bench.folds[name])] for name in names]
+    return [[trial([bench.trained[(name, r)]], repeat=r) for r in repeats] for name in names]
 
 
 def evaluations(
     study: Study, audience: Audience, reference: dict[str, float]
 ) -> list[tuple[Entry, Evaluation]]:
-    """Every fully trained trial with its evaluation on ``search``."""
-    found = []
-    for entry in study.entries:
-        if entry.state == "complete" and entry.last is not None:
-            outcome = entry.trained
-            assert outcome.cost is not None
-            predictions = audience.predictions(outcome, "search", 0)
-            found.append(
-                (entry, audience.evaluation(predictions, outcome.cost, reference, outcome))
-            )
-    return found
+    """Every fully trained trial with its evaluation on ``search``, or on all folds."""
+    return [
+        (entry, audience.trial(entry.outcomes, reference))
+        for entry in study.entries
+        if entry.state == "complete" and entry.last is not None
+    ]
+
+
+def replayed(
+    study: Study,
+    pool: Sequence[tuple[Entry, Evaluation]],
+    objective: Objective,
+    floor: Floor,
+    seed: int,
+) -> Replay | None:
+    """The choice repeated on resampled search patients, once for each set of trials.
+
+    What came out is a fact of the journal: a driver that was killed behind it reads it again, so
+    that the finalists which it began to train stay the finalists.
+
+    Args:
+        study: the journal.
+        pool: the fully trained trials.
+        objective: of the run.
+        floor: see `autopeft.replay.replay`.
+        seed: of the resamples.
+    """
+    trials = "\0".join(entry.candidate.fingerprint for entry, _ in pool)
+    name = f"replay/{hashlib.sha256(trials.encode()).hexdigest()[:16]}"
+    known = study.fact(name)
+    if known is None:
+        found = replay([e for _, e in pool], objective, floor, seed=seed)
+        known = study.fix(name, found.to_dict()) if found is not None else None
+    return None if known is None else Replay.from_dict(known)
 
 
 def finalists(
-    pool: Sequence[tuple[Entry, Evaluation]], objective: Objective, count: int
+    pool: Sequence[tuple[Entry, Evaluation]],
+    objective: Objective,
+    count: int,
+    share: Sequence[float] = (),
 ) -> tuple[list[Entry], list[Entry], bool]:
-    """The rule's pick, then its pick without the first, and so on.
+    """The rule's pick, then whom replays picked most often; ties go to the older trial.
+
+    Where replays picked fewer, the rule's pick without those that are finalists follows, and so
+    on. Who misses a constraint is no finalist where somebody keeps them all.
+
+    Args:
+        pool: the fully trained trials.
+        objective: of the run.
+        count: how many at most.
+        share: of each trial, how often a replay picked it; empty = the rule alone decides.
 
     Returns:
         The finalists (the first is what search alone would have chosen), the whole front, and
         whether any trial met the constraints.
     """
-    left = list(pool)
-    front = objective.front([e for _, e in left])
-    whole = [left[i][0] for i in front]
-    chosen: list[Entry] = []
-    while left and len(chosen) < count:
-        best = objective.front([e for _, e in left])
-        if front.feasible and not best.feasible:
-            break  # whoever is left misses a constraint
-        indices = list(best)
-        pick = indices[objective.choose([left[i][1] for i in indices])]
-        chosen.append(left.pop(pick)[0])
-    return chosen, whole, front.feasible
+    every = [evaluation for _, evaluation in pool]
+    front = objective.front(every)
+    allowed = [i for i, e in enumerate(every) if not front.feasible or _kept(objective, e)]
+    picks: list[int] = []
+
+    def next_pick() -> int | None:
+        left = [i for i in allowed if i not in picks]
+        best = [left[i] for i in objective.front([every[i] for i in left])]
+        return best[objective.choose([every[i] for i in best])] if best else None
+
+    often = sorted((i for i in allowed if share and share[i] > 0), key=lambda i: -share[i])
+    while len(picks) < count:
+        waiting = [i for i in often if i not in picks] if picks else []
+        pick = waiting[0] if waiting else next_pick()
+        if pick is None:
+            break
+        picks.append(pick)
+    return [pool[i][0] for i in picks], [pool[i][0] for i in front], front.feasible
+
+
+def _kept(objective: Objective, evaluation: Evaluation) -> bool:
+    """Whether every constraint is met."""
+    return all(value <= 0 for value in objective.violations(evaluation).values())
 
 
 def ranking_metric(objective: Objective, audience: Audience, sample: Predictions) -> str:
@@ -243,6 +303,37 @@ def choose_winner(
         if gap is not None and gap.value <= gap.se:
             near.append(model)
     return min(near, key=lambda m: (costs[m.name].trainable_params, -values[m.name]))
+
+
+def last_two(
+    models: Sequence[Model],
+    costs: Mapping[str, Cost],
+    scored: Scored,
+    repeats: Sequence[int],
+    metric: str,
+    audience: Audience,
+) -> list[Model]:
+    """Who gets more seeds: the best, and whom the rule would take instead, else the second best.
+
+    The arguments are those of `choose_winner`, after the screen.
+    """
+    ranked = sorted(
+        models,
+        key=lambda m: mean_value(audience, metric, repeats_of(scored, m.name, repeats)),
+        reverse=True,
+    )
+    winner = choose_winner(models, costs, scored, repeats, metric, audience)
+    return [ranked[0], winner] if winner is not ranked[0] else ranked[:2]
+
+
+def by_replay(models: Sequence[Model], share: Mapping[str, float]) -> list[Model]:
+    """Finalists by how often replays picked them; for when ``confirm`` cannot rank them.
+
+    Args:
+        models: the finalists; ties keep their order, which begins with the rule's pick.
+        share: fingerprint -> share of the replays.
+    """
+    return sorted(models, key=lambda m: -share.get(m.candidate.fingerprint, 0.0))
 
 
 def strongest(

@@ -58,6 +58,8 @@ _AT_LEAST = {
 }
 
 
+SEEDS = (3, 5)  # to screen the finalists; for the last two of them and all baselines
+
 # The smallest run that shows everything, so that `autopeft search` alone answers within minutes.
 # Written to the run's settings and protocol like flags.
 FIRST_RUN: dict[str, Any] = {
@@ -96,7 +98,8 @@ class Settings:
         epochs: length of the full training schedule.
         batch_size: images a step.
         sampler: how candidates are proposed.
-        inner: how the inner problem is measured.
+        inner: what trials are measured on: ``holdout`` (the search patients), ``cv5`` (five folds
+            of train and search, for small data), or ``auto``: by the counts (docs/cv5.md).
         min_group: positives and negatives (patients, in search) that a group needs to count.
         runner: who executes jobs.
         workers: number of workers; 0 = one per 2 cores or GPU.
@@ -108,7 +111,8 @@ class Settings:
         cache_gb: disk space for frozen states; None = a quarter of what is free, at most 20.
         views: augmented views of an image; 1 = plain only, 0 = a new one at each epoch.
         confirm: finalists.
-        seeds: fresh seeds a finalist.
+        seeds: fresh seeds of finalists and baselines; None = `SEEDS`: 3 to screen the finalists,
+            5 for the last two and the baselines.
         seed: seed of everything but the splits.
         split_seed: seed of the splits.
         label_fraction: share of the train patients that is trained on; nested, fixed by
@@ -155,7 +159,7 @@ class Settings:
     cache_gb: float | None = None
     views: int = 4
     confirm: int = 3
-    seeds: int = 3
+    seeds: int | None = None
     seed: int = 0
     split_seed: int = 0
     label_fraction: float = 1.0
@@ -217,6 +221,16 @@ class Settings:
         if self.init_adapter is None:
             del fixed["init_adapter"], fixed["init_mode"]
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def screen_seeds(self) -> int:
+        """Fresh seeds that every finalist gets on ``confirm``."""
+        return SEEDS[0] if self.seeds is None else self.seeds
+
+    @property
+    def final_seeds(self) -> int:
+        """Fresh seeds of the last two finalists, of the baselines and of all that is reported."""
+        return SEEDS[1] if self.seeds is None else self.seeds
 
     @property
     def run_name(self) -> str:

@@ -31,6 +31,7 @@ from autopeft.entry import Entry, Measured, read_entry
 from autopeft.errors import RunError
 from autopeft.files import write_bytes
 from autopeft.job import Job, Outcome
+from autopeft.seals import sealed
 
 __all__ = ["Entry", "Measured", "Study", "repair"]
 
@@ -52,6 +53,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.directions = cast(tuple[Direction, ...], tuple(directions))
         self.names = tuple(names)
+        self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "study.journal"
         torn = repair(path)
@@ -151,8 +153,9 @@ class Study:
         return self._keep(entry)
 
     def record_rung(self, number: int, resource: int, measured: Measured) -> Entry:
-        """Records what a job gave. From here on it is never trained again."""
+        """Records what a job gave, and the hash of its file. It is never trained again."""
         entry = self._entries[number]
+        measured = replace(measured, outcome=sealed(self._folder, measured.outcome))
         self._trial(number).set_user_attr(f"rung/{resource}", measured.to_dict())
         return self._keep(replace(entry, rungs={**entry.rungs, resource: measured}))
 
@@ -209,6 +212,7 @@ class Study:
             role: what for, e.g. ``baseline lora_r8`` or ``confirm``.
             value: the training's rung metric on ``search``.
         """
+        outcome = sealed(self._folder, outcome)
         if job.kind == "rung" and job.candidate is not None:
             finite = outcome.status == "ok" and value is not None and math.isfinite(value)
             trial = optuna.trial.create_trial(
@@ -231,6 +235,12 @@ class Study:
         self._done[_once(job)] = outcome
 
     # ---- reading -------------------------------------------------------------------------------
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """All that is recorded and went well, of the search and outside of it."""
+        rungs = [m.outcome for entry in self.entries for m in entry.rungs.values()]
+        return (*rungs, *self._done.values())
 
     def frame(self) -> pd.DataFrame:
         """One row a trial, for ``trials.csv``: state, values, cost, reason and parameters."""
@@ -261,14 +271,6 @@ class Study:
                 }
             )
         return pd.DataFrame(rows)
-
-    def states_needed(self) -> set[str]:
-        """State folders that the search may still need; every other one may be removed.
-
-        The last state of what is not told yet, and the final one of what is fully trained.
-        """
-        kept = [e.last for e in self.entries if e.state in ("running", "complete")]
-        return {m.outcome.state for m in kept if m and m.outcome.state}
 
     def _trial(self, number: int) -> optuna.trial.Trial:
         """A handle for attributes, constraints and tell (Optuna's ask would sample anew)."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autopeft import patient_words, words
+from autopeft import choice_words, patient_words, words
 from autopeft.result import Result
 from autopeft.words import Numbers
 
@@ -50,8 +50,9 @@ def print_summary(result: Result, console: Console | None = None) -> None:
     _say(console, "SHORTCUT", patient_words.shortcut_lines(numbers))
     _say(console, "MEMORY", patient_words.memorization_lines(numbers))
     console.print()
-    _say(console, "HONESTY", words.honesty_lines(numbers))
+    _say(console, "HONESTY", choice_words.honesty_lines(numbers))
     _say(console, "UNKNOWN", words.not_known(numbers))
+    _say(console, "READ AS", words.reading_lines(numbers))
     _say(console, "EXTERNAL", words.external_lines(numbers))
     _say(console, "NOTES", _first(numbers["notes"], _NOTES))
     console.print()
@@ -84,6 +85,7 @@ def _winner(numbers: Numbers) -> list[str]:
         words.method_words(config),
         f"{words.readout_words(config)}; {words.training_words(config)}",
         words.size_words(numbers),
+        *choice_words.sure_lines(numbers),
     ]
 
 

@@ -157,18 +157,20 @@ def run_rung(resident: Resident, job: Job) -> Outcome:
         train_seconds=round(state.seconds * (job.stop - job.start), 3),
         images=len(_train_rows(resident, job.part)) * (job.stop - job.start),
     )
-    with new_folder(Path(setup.run_dir) / "states" / job.name) as folder:
-        about = dict(meta(setup, asdict(resident.store.rule)))
-        about |= resident.start.record(job.candidate)
-        save_adapter(adapted, folder, about, whole=False)
-        write_state(folder, state, job, setup.epochs)
+    kept = None if job.part.startswith("fold:") else job.name  # a fold is only to be measured
+    if kept:
+        with new_folder(Path(setup.run_dir) / "states" / kept) as folder:
+            about = dict(meta(setup, asdict(resident.store.rule)))
+            about |= resident.start.record(job.candidate)
+            save_adapter(adapted, folder, about, whole=False)
+            write_state(folder, state, job, setup.epochs)
     name = f"{job.name}.npz"
     save_arrays(setup, name, {k: score.astype(np.float16) for k, score in scores.items()})
     hits, asks = resident.prefix.hits - hits, resident.prefix.asks - asks
     spent = round(resident.prefix.seconds - spent, 3)
     extra: dict[str, Any] = {"prefix": [hits, asks], "prefix_seconds": spent} if asks else {}
     extra |= {"trained_as": state.source} if state.source else {}
-    return Outcome("ok", "", job.stop, name, cost, job.name, state.loss, extra)
+    return Outcome("ok", "", job.stop, name, cost, kept, state.loss, extra, job.part)
 
 
 def _trained(resident: Resident, job: Job) -> tuple[Adapted, State]:

@@ -12,6 +12,7 @@ from autopeft.metrics.fairness import group_aurocs
 from autopeft.metrics.groups import unscored_groups
 from autopeft.metrics.intervals import (
     Interval,
+    Verdict,
     levelled_down,
     non_inferior,
     recipe_interval,
@@ -27,7 +28,7 @@ def contrast_of(answer: Answer) -> dict[str, Any]:
     test = {m.name: answer.scored[(m.name, 0, "test")] for m in answer.models}
     fallback = METRICS[metric](answer.audience.evaluation(test["winner"], Cost(0, 0))) is None
     metric = "auroc" if fallback else metric
-    gap = compare(answer.audience, metric, [test["winner"]], [test[answer.opponent.name]])
+    gap, floor, word = declared_word(answer, metric)
     seeds = {
         m.name: [answer.scored[(m.name, r, "test")] for r in answer.repeats]
         for m in (answer.winner, answer.opponent)
@@ -41,10 +42,6 @@ def contrast_of(answer: Answer) -> dict[str, Any]:
         for m in answer.baselines
         if (i := compare(answer.audience, metric, [test["winner"]], [test[m.name]])) is not None
     }
-    word, floor = verdict(gap, answer.settings.margin), None
-    if metric == "worst_group_auroc":
-        floor = _worst_group_floor(answer)
-        word = worst_group_word(word, floor, answer.settings.margin)
     return {
         "metric": metric,
         "split": "test",
@@ -58,6 +55,17 @@ def contrast_of(answer: Answer) -> dict[str, Any]:
         "recipe": recipe.to_dict() if recipe else None,
         "others": others,
     }
+
+
+def declared_word(answer: Answer, metric: str) -> tuple[Interval | None, Floor | None, Verdict]:
+    """Winner minus opponent on test, what the worst group adds to it, and the word for both."""
+    test = [answer.scored[(name, 0, "test")] for name in ("winner", answer.opponent.name)]
+    gap = compare(answer.audience, metric, test[:1], test[1:])
+    word, floor = verdict(gap, answer.settings.margin), None
+    if metric == "worst_group_auroc":
+        floor = _worst_group_floor(answer)
+        word = worst_group_word(word, floor, answer.settings.margin)
+    return gap, floor, word
 
 
 def _is_baseline(answer: Answer) -> str:
@@ -90,20 +98,33 @@ def _worst_group_floor(answer: Answer) -> Floor | None:
 
 
 def accuracy_kept(answer: Answer) -> dict[str, Any]:
-    """Non-inferiority of plain AUROC on ``confirm`` against the strongest baseline there."""
+    """Non-inferiority of plain AUROC on ``confirm`` against the strongest baseline there.
+
+    The winner was chosen on the same patients; ``test`` holds the same difference where nothing
+    was chosen. It describes: the rule is the one declared, on ``confirm``.
+    """
     audience, repeats = answer.audience, answer.repeats
     mine_is = answer.picked.candidate.fingerprint
     others = [m for m in answer.baselines if m.candidate.fingerprint != mine_is]
     by_name = {m.name: repeats_of(answer.confirm, m.name, repeats) for m in others}
     best = max(by_name, key=lambda name: mean_value(audience, "auroc", by_name[name]))
     mine = repeats_of(answer.confirm, answer.picked.name, repeats)
-    gap = compare(audience, "auroc", mine, by_name[best])
+    on_test = [[answer.scored[(n, r, "test")] for r in repeats] for n in ("winner", best)]
+    margin = answer.settings.margin
     return {
-        "kept": non_inferior(gap, answer.settings.margin),
+        **_non_inferiority(compare(audience, "auroc", mine, by_name[best]), margin),
         "baseline": best,
+        "margin": margin,
+        "repeats": len(repeats),
+        "test": _non_inferiority(compare(audience, "auroc", on_test[0], on_test[1]), margin),
+    }
+
+
+def _non_inferiority(gap: Interval | None, margin: float) -> dict[str, Any]:
+    return {
+        "kept": non_inferior(gap, margin),
         "difference": gap.to_dict() if gap else None,
         "floor": gap.floor if gap else None,
-        "margin": answer.settings.margin,
     }
 
 
@@ -126,6 +147,9 @@ def _group_gap(
         return None
 
 
+_BY_REPLAY = "finalists ranked by replay on search patients, confirm has too few to rank them"
+
+
 def sentence(
     answer: Answer, contrast: Mapping[str, Any], kept: Mapping[str, Any], lost: Sequence[str]
 ) -> str:
@@ -134,7 +158,8 @@ def sentence(
     name = contrast["baseline"]
     if contrast["same_candidate"]:
         poor = "" if answer.feasible else " No trial met the constraints on search."
-        return f"Searching did not help: the winner is the baseline {name}.{poor}"
+        said = f" {_BY_REPLAY[0].upper()}{_BY_REPLAY[1:]}." if answer.won.ranked_by_replay else ""
+        return f"Searching did not help: the winner is the baseline {name}.{poor}{said}"
     if contrast["winner_is"]:
         name = f"{name} (the winner is itself the baseline {contrast['winner_is']})"
     word = {
@@ -154,13 +179,16 @@ def sentence(
         parts.append(f"{said} (margin {answer.settings.margin:g})")
     if not answer.feasible:
         parts.append("no trial met the constraints on search")
-    for split in ("confirm", "test"):
+    lost_ranking = answer.won.ranked_by_replay
+    if lost_ranking:
+        parts.append(_BY_REPLAY)
+    for split in ("test",) if lost_ranking else ("confirm", "test"):
         silent = _unscored(answer, split)
         if silent and _needs_groups(contrast):
             names = ", ".join(silent)
             parts.append(f"not in the worst group, too few {split} patients: {names}")
     aside = [t.name for t in answer.objective.terms if t.name not in ("auroc", answer.metric)]
-    if aside:
+    if aside and not lost_ranking:
         said = ", ".join(name.replace("_", " ").replace("auroc", "AUROC") for name in aside)
         parts.append(f"{said} took part in choosing finalists, not the winner among them")
     if lost:

@@ -13,8 +13,10 @@ from typing import Any
 Numbers = Mapping[str, Any]
 
 RESEARCH = "RESEARCH USE, not a medical device"
-SPLITS = ("train", "probe", "search", "confirm", "test")
+SPLITS = ("train", "probe", "search", "confirm", "test", "uncertain")
 UNKNOWN = "unknown"
+
+_MOST_RATES = 6  # groups whose share of uncertain labels is told; result.json has all
 
 # Training fields that are told only where they differ from doing nothing.
 _QUIET = {"layer_decay": 1.0, "drop_path": 0.0, "label_smoothing": 0.0, "loss": "bce"}
@@ -89,11 +91,47 @@ def contrast_lines(numbers: Numbers) -> list[str]:
         lines.append(f"the same over fresh seeds: {recipe} this recipe")
     if contrast["primary_undefined_on_test"]:
         lines.append("the objective's own metric is undefined on test: AUROC stands in its place")
-    said = "not worse" if kept["kept"] else "not shown to be kept"
     lines.append(
-        f"AUROC on confirm, winner minus {kept['baseline']}: "
-        f"{interval(kept['difference'], signed=True)} {said} (margin {kept['margin']:g})"
+        f"AUROC on confirm, whose patients also chose the winner, winner minus "
+        f"{kept['baseline']}: {_kept(kept)} (margin {kept['margin']:g})"
     )
+    if kept.get("test"):
+        lines.append(f"the same on test, whose patients chose nothing: {_kept(kept['test'])}")
+    return lines
+
+
+def _kept(found: Mapping[str, Any]) -> str:
+    said = "not worse" if found["kept"] else "not shown to be kept"
+    return f"{interval(found['difference'], signed=True)} {said}"
+
+
+def reading_lines(numbers: Numbers) -> list[str]:
+    """What the declared contrast would be with uncertain test labels read as 0 and as 1."""
+    found = numbers.get("readings") or {}
+    if not found:
+        return []
+    told = "; ".join(
+        f"read as {value} {interval(found[name]['difference'], signed=True)}, "
+        f"{found[name]['word']}"
+        for name, value in (("as_zero", 0), ("as_one", 1))
+    )
+    lines = [
+        f"{found['labels']} uncertain test labels take no part in any number; {told}: the verdict "
+        + ("hangs on them" if found["flips"] else "does not hang on them")
+    ]
+    rows = [row for row in found["rates"] if row["group"] not in ("all", UNKNOWN)]
+    every = [row for row in found["rates"] if row["group"] == "all"]
+    several = len(every) > 1
+    shown = sorted(rows, key=lambda row: -float(row["uncertain"]))[:_MOST_RATES]
+    for what, some in (("all test images", every), ("groups with the most", shown)):
+        told = ", ".join(
+            ("" if row["group"] == "all" else f"{row['group']} ")
+            + (f"{row['label']} " if several else "")
+            + f"{row['uncertain']:.1%}"
+            for row in some
+        )
+        if told:
+            lines.append(f"uncertain labels, {what}: {told}")
     return lines
 
 
@@ -206,25 +244,32 @@ def history(numbers: Numbers) -> str:
     return ", ".join(told) or "none"
 
 
-def honesty_lines(numbers: Numbers) -> list[str]:
-    """How often search patients were looked at, what that cost, and who confirmed."""
-    optimism, patients = numbers["optimism"], numbers["patients"]
-    lines = [
-        f"{optimism['candidates']} candidates ({history(numbers)}), {optimism['looks']} looks at "
-        f"{patients['search']:,} search patients"
-    ]
-    if "value" in optimism:
-        lines.append(
-            f"optimism of the search {interval(optimism, signed=True)}: its own pick's "
-            f"{metric_name(optimism['metric'])} on search minus confirm"
-        )
-    lines.append(f"confirmed on {patients['confirm']:,} unseen patients, {seeds(numbers)}")
-    lines.append(f"test of {patients['test']:,} patients opened once (look {numbers['look']})")
+def looks_lines(numbers: Numbers) -> list[str]:
+    """Who else has looked at the test patients, as far as the ledger can tell."""
+    looks, lines = numbers.get("looks", {}), []
     if numbers["look"] > 1:
-        lines.append("other runs have looked at these test patients before")
-    if not numbers["feasible"]:
-        lines.append("no trial met the constraints on search: the front is the least violating")
+        said = "other runs have looked at these test patients before"
+        if looks.get("seen", 0) < looks.get("patients", 0):
+            said = f"other runs have looked at {looks['seen']:,} of these test patients before"
+        lines.append(said)
+    if looks.get("unknown"):
+        lines.append(
+            f"of {_count(looks['unknown'], 'earlier look')} entered with another key nobody can "
+            "tell whether they were at these test patients"
+        )
+    if looks.get("note"):
+        lines.append(
+            "the ledger's key could not be kept: later runs will not know this look again"
+        )
     return lines
+
+
+def searched(numbers: Numbers) -> str:
+    """``152 search patients``, or ``511 patients in 5 folds``."""
+    folds = numbers.get("inner", {}).get("folds")
+    if folds:
+        return f"{sum(folds):,} patients in {len(folds)} folds"
+    return f"{numbers['patients']['search']:,} search patients"
 
 
 def not_known(numbers: Numbers) -> list[str]:

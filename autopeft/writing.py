@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from autopeft import protocol
+from autopeft import chain, ledger, protocol, seals
 from autopeft.adapter import can_merge, load_adapter, merge
 from autopeft.adapter import save as save_adapter
 from autopeft.answer import Answer
 from autopeft.baselines import simple
+from autopeft.data.splits import UNCERTAIN
+from autopeft.data.written import about, table
 from autopeft.files import new_folder, write_bytes, write_json, write_text
+from autopeft.metrics.calibration import fit_temperature
 from autopeft.metrics.classification import fit_threshold
 from autopeft.numbers import numbers
 from autopeft.progress import Screen
@@ -26,29 +32,60 @@ def write_answer(answer: Answer, screen: Screen) -> Result:
     """Opens the test patients, once, and writes the run's files; ``result.json`` comes last."""
     folder = answer.settings.run_dir
     with answer.clock.part("test"):
-        _score(answer, screen)
+        score(answer, screen, lambda: _open_test(answer, screen))
     with screen.bar("intervals") as bar:
         found = numbers(answer, bar)
     with answer.clock.part("write"):
         _save_adapters(answer)
-        _write_predictions(answer)
-        write_text(folder / "splits.csv", answer.task.split_table().to_csv(index=False), 0o600)
-        write_text(folder / "trials.csv", answer.bench.study.frame().to_csv(index=False))
+        write_text(folder / "predictions.csv", predictions_table(answer), 0o600)
+        write_text(folder / "splits.csv", table(answer.task).to_csv(index=False), 0o600)
+        write_json(folder / "task.json", context(answer))
+        write_text(folder / "trials.csv", trials_table(answer))
     found["seconds"] = {k: round(v, 1) for k, v in answer.clock.parts.items()}
     found["seconds"]["decode"] = round(answer.decode_seconds, 1)
-    protocol.log(folder, "finished", verdict=found["verdict"])
     write_report(folder, found)
+    found["log"] = _finish(folder, found)
     write_json(folder / "result.json", found)
     _clean(answer)
     return load_result(folder)
 
 
+def _finish(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Logs hashes of everything that was written; gives the log's head, for ``result.json``.
+
+    The head is in the file that is written last, so that a log cut off at its end is found.
+    """
+    protocol.log(
+        folder,
+        "finished",
+        verdict=found["verdict"],
+        numbers=numbers_hash(found),
+        journal=seals.journal(folder),
+        files=seals.written(folder),
+    )
+    done = chain.check(folder / protocol.LOG)
+    return {"lines": done.lines, "head": done.head}
+
+
+def numbers_hash(found: Mapping[str, Any]) -> str:
+    """sha256 of ``result.json``'s content, without what it says of the log."""
+    plain = json.loads(json.dumps({k: v for k, v in found.items() if k != "log"}))
+    text = json.dumps(plain, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 # ---- scores -------------------------------------------------------------------------------------
 
 
-def _score(answer: Answer, screen: Screen) -> None:
-    """fp32 scores of all models: search and confirm of repeat 0, test of every repeat."""
-    bench, task, settings = answer.bench, answer.task, answer.settings
+def score(answer: Answer, screen: Screen, open_test: Callable[[], None]) -> None:
+    """fp32 scores of all models: search and confirm of repeat 0, test of every repeat.
+
+    Args:
+        answer: its ``scored``, ``simple`` and ``thresholds`` are filled.
+        screen: for bars.
+        open_test: called once all that may be chosen is chosen; test rows are known after it.
+    """
+    bench, task = answer.bench, answer.task
     rows = bench.audience.rows
     with screen.bar("scoring search patients") as bar:
         _keep(answer, bench.predict(answer.models, [0], "search", bar))
@@ -58,22 +95,40 @@ def _score(answer: Answer, screen: Screen) -> None:
         answer.scored[(name, repeat, "confirm")] = predictions
         if name == answer.picked.name:
             answer.scored[("winner", repeat, "confirm")] = predictions
-    protocol.log(settings.run_dir, "test_opened")
-    rows["test"] = task.open_test()
-    answer.look = protocol.look(
-        Path(settings.runs_dir),
-        rows["test"].patient.tolist(),
-        settings.run_name,
-        f"{bench.study.fact('identity')}-{protocol.place(settings.run_dir)}",
-    )
+    open_test()
+    rows["test"] = task.rows("test")
     with screen.bar("scoring test patients") as bar:
         _keep(answer, bench.predict(answer.models, [0, *answer.repeats], "test", bar))
         _keep(answer, bench.predict(answer.ablated, answer.repeats, "test", bar))
     _simple(answer, ("test",), screen)
+    if task.has(UNCERTAIN):
+        rows[UNCERTAIN] = task.rows(UNCERTAIN)
+        with screen.bar("scoring uncertain images") as bar:
+            _keep(answer, bench.predict([answer.winner, answer.opponent], [0], UNCERTAIN, bar))
     for name in task.external:
         rows[name] = task.rows(name)
         with screen.bar(f"external check: {name}") as bar:
             _keep(answer, bench.predict(answer.models, [0], name, bar))
+
+
+def _open_test(answer: Answer, screen: Screen) -> None:
+    """The one look: it is logged before it is taken, and entered in the ledger of all runs."""
+    settings, task = answer.settings, answer.task
+    folder = settings.run_dir
+    protocol.log(folder, "test_opened", thresholds=list(answer.thresholds))
+    rows = task.open_test()
+    answer.look = ledger.enter(
+        Path(settings.runs_dir),
+        rows.patient.tolist(),
+        rows.path.tolist(),
+        settings.run_name,
+        f"{answer.bench.study.fact('identity')}-{protocol.place(folder)}",
+        task.root.name if settings.dataset == "phantom" else "",
+    )
+    found = answer.look
+    protocol.log(folder, "look", look=found.number, entry=found.entry, line=found.line)
+    if found.words:
+        screen.say(found.words)
 
 
 def _simple(answer: Answer, splits: Sequence[str], screen: Screen) -> None:
@@ -112,6 +167,7 @@ def _save_adapters(answer: Answer) -> None:
         }
         meta |= {
             "thresholds": list(thresholds),
+            "temperatures": list(fit_temperature(answer.scored[(model.name, 0, "search")])),
             "task": answer.task.name,
             "license": _license_lines(answer),
         }
@@ -132,7 +188,18 @@ def _license_lines(answer: Answer) -> list[str]:
     ]
 
 
-def _write_predictions(answer: Answer) -> None:
+def context(answer: Answer) -> dict[str, Any]:
+    """``task.json``: what the other files do not say of the task, and the backbone's facts."""
+    return {"task": about(answer.task), "backbone": answer.network.facts.to_dict()}
+
+
+def trials_table(answer: Answer) -> str:
+    """``trials.csv``: one line a trial."""
+    text: str = answer.bench.study.frame().to_csv(index=False)
+    return text
+
+
+def predictions_table(answer: Answer) -> str:
     """``predictions.csv``: one line a model, repeat, split, image and label (mode 0600)."""
     stream = io.StringIO()
     write = csv.writer(stream, lineterminator="\n")
@@ -149,7 +216,7 @@ def _write_predictions(answer: Answer) -> None:
                     [rows.path[i], rows.patient[i], split, name, repeat, label, shown]
                     + [f"{probability[i, c]:.9g}"]
                 )
-    write_text(answer.settings.run_dir / "predictions.csv", stream.getvalue(), 0o600)
+    return stream.getvalue()
 
 
 def _clean(answer: Answer) -> None:

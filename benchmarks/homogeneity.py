@@ -3,7 +3,7 @@
     python benchmarks/homogeneity.py gaps.csv            # 500 null tables, 200 with a gap; resumes
     python benchmarks/homogeneity.py gaps.csv --print    # the tables of docs/fairness.md
 
-Four groups, patients with one to four images that share a patient effect, scores normal, AUROC
+Two to four groups, patients with one to four images that share a patient effect, scores normal, AUROC
 .85 in the groups without a loss. A scenario is (patients in each group, true gap, who loses,
 labels). Each simulated table is one line of the CSV, with its own seed.
 """
@@ -34,6 +34,8 @@ SIZES = {
     "100+/300-": [(100, 300)] * 4,
     "250+/750-": [(250, 750)] * 4,
     "50+/150- to 400+/1200-": [(50, 150), (100, 300), (200, 600), (400, 1200)],
+    "50+/150-, two groups": [(50, 150)] * 2,
+    "50+/150-, three groups": [(50, 150)] * 3,
 }
 MAIN = ("50+/150-", "100+/300-", "250+/750-", "50+/150- to 400+/1200-")
 GAPS = (0.02, 0.05, 0.08, 0.1)
@@ -58,8 +60,9 @@ class Scenario:
     @property
     def aurocs(self) -> np.ndarray:
         """The true AUROC of each group; the smallest group loses most."""
-        loss = np.array([1, 0, 0, 0]) if self.shape == "one" else np.linspace(1, 0, 4)
-        return BASE - self.gap * loss
+        groups = len(SIZES[self.size])
+        even = np.linspace(1, 0, groups)
+        return BASE - self.gap * (np.floor(even) if self.shape == "one" else even)
 
 
 def scenarios() -> list[Scenario]:
@@ -68,8 +71,10 @@ def scenarios() -> list[Scenario]:
     found.append(Scenario("50+/150-", 0.0, labels=3))
     for size in MAIN:
         found += [Scenario(size, gap) for gap in GAPS]
-    for size in ("50+/150-", "100+/300-"):
+    for size in ("50+/150-", "100+/300-", "50+/150-, three groups"):
         found += [Scenario(size, gap, "even") for gap in GAPS]
+    for size in ("50+/150-, two groups", "50+/150-, three groups"):
+        found += [Scenario(size, gap) for gap in GAPS]
     return found
 
 
@@ -116,7 +121,7 @@ def one_table(scenario: Scenario, number: int) -> dict[str, object]:
 
     rng = np.random.default_rng([hash_of(scenario), number])
     p = simulate(scenario, rng)
-    scored = Scored("group", GROUPS, tuple(range(scenario.labels)))
+    scored = Scored("group", GROUPS[: len(SIZES[scenario.size])], tuple(range(scenario.labels)))
     value, covariance = group_covariance(p, scored)
     _, as_rows = group_covariance(replace(p, patient=np.arange(len(p.patient))), scored)
     row: dict[str, object] = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from autopeft.bench import Audience, Bench
 from autopeft.candidate import Candidate, Readout, Stratum, Train
 from autopeft.evaluation import Cost
 from autopeft.job import Outcome, Rows
+from autopeft.parts import fold_of, fold_rows
 from autopeft.study import Study
 
 SIZES = {"train": 60, "search": 200, "confirm": 200, "test": 200}
@@ -60,8 +63,11 @@ class FakeRunner:
         if self.bad.get(job.name):
             return self.bad[job.name].pop(0)
         rows = self.audience.rows["search" if job.rows is None else job.split]
+        if self.audience.folds and job.kind == "rung":
+            rows = self.audience.folds[fold_of(job.part)]
         seed = int(job.candidate.fingerprint, 16) % 2**32 + job.repeat
-        noise = np.random.default_rng([seed, len(job.split)]).normal(size=rows.label.shape)
+        fold = [fold_of(job.part)] if fold_of(job.part) else []
+        noise = np.random.default_rng([seed, len(job.split), *fold]).normal(size=rows.label.shape)
         score = self.quality(job) * rows.label + noise
         folder = self.audience.run_dir / "predictions"
         folder.mkdir(exist_ok=True)
@@ -69,10 +75,10 @@ class FakeRunner:
         (folder.parent / "states" / job.name).mkdir(parents=True, exist_ok=True)
         options = job.candidate.strata[0].options if job.candidate.strata else {}
         cost = Cost(options.get("params", 10), 400) if job.kind == "rung" else None
-        return Outcome("ok", "", job.stop, f"{job.name}.npz", cost, job.name, 0.1)
+        return Outcome("ok", "", job.stop, f"{job.name}.npz", cost, job.name, 0.1, part=job.part)
 
 
-def make_bench(folder, quality=lambda job: 1.0, slots=1, groups=False, classes=1):
+def make_bench(folder, quality=lambda job: 1.0, slots=1, groups=False, classes=1, folds=False):
     counted = {"sex": ("sex=F", "sex=M")} if groups else {}
     audience = Audience(
         folder,
@@ -84,6 +90,8 @@ def make_bench(folder, quality=lambda job: 1.0, slots=1, groups=False, classes=1
         "setup",
         9,
     )
+    if folds:
+        audience = replace(audience, folds=fold_rows(audience.rows))
     runner = FakeRunner(audience, quality, slots)
     return Bench(audience, Study(folder, ("maximize",)), runner, lambda outcome: 0.5)
 

@@ -183,6 +183,12 @@ def test_predict_on_paths_and_arrays(vit, pictures, tmp_path):
     assert scores.shape == (5, 3)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-model.logits(pictures))), rtol=1e-6)
+    cold = load_adapter(tmp_path, network=vit)
+    assert np.array_equal(cold.predict(pictures, calibrated=True), scores)  # none was fitted
+    cold.temperatures = (2.0, None, 0.5)
+    halves = 1 / (1 + np.exp(-model.logits(pictures) / [2, 1, 0.5]))
+    np.testing.assert_allclose(cold.predict(pictures, calibrated=True), halves, rtol=1e-6)
+    assert np.array_equal(cold.predict(pictures), scores)
     files = []
     for i, picture in enumerate(pictures):
         files.append(tmp_path / f"{i}.png")

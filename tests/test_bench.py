@@ -10,6 +10,8 @@ from autopeft.bench import Model
 from autopeft.errors import RunError
 from autopeft.evaluation import Cost
 from autopeft.job import Job, Outcome
+from autopeft.metrics.classification import fit_threshold
+from autopeft.parts import FOLD_PARTS
 from autopeft.study import Study
 
 A, B = Model("a", lora(2)), Model("b", lora(4))
@@ -109,6 +111,45 @@ def test_other_failures_end_the_run_at_once(tmp_path, outcome):
         bench.train([A], [0], "baseline", silent)
     assert len(bench.runner.asked) == 1
     assert Study(tmp_path, ("maximize",)).done(bench.runner.asked[0]) is None
+
+
+def test_folds_are_trained_once_and_scored_side_by_side(tmp_path):
+    bench = make_bench(tmp_path, folds=True)
+    bench.train_folds([A, B], "baseline", silent)
+    asked = [(j.key[0], j.part, j.repeat, j.start, j.stop) for j in bench.runner.asked]
+    assert sorted(asked) == sorted(
+        (m.candidate.fingerprint, part, 0, 0, 9) for m in (A, B) for part in FOLD_PARTS
+    )
+    name = A.candidate.fingerprint
+    assert bench.trained[(name, 0)] is bench.folds[name][0]
+    whole = bench.audience.trial(bench.folds[name], {"auroc": 0.7})
+    everyone = [p for rows in bench.audience.folds for p in rows.patient]
+    assert whole.search.patient.tolist() == everyone
+    assert whole.search.split == "search"
+    assert whole.reference == {"auroc": 0.7}
+    for k, outcome in enumerate(bench.folds[name]):
+        mine = whole.search.take(whole.search.part == k)
+        own = bench.audience.judged(outcome)
+        np.testing.assert_array_equal(mine.score, own.score)
+        np.testing.assert_array_equal(mine.target, bench.audience.folds[k].label)
+        assert whole.thresholds[k] == fit_threshold(own)
+    first = bench.audience.trial(bench.folds[name][:2])
+    assert set(first.search.part) == {0, 1}
+    with pytest.raises(AssertionError):
+        bench.audience.trial(bench.folds[name][1:])  # whose rows would these be?
+    again = make_bench(tmp_path, folds=True)
+    again.train_folds([A, B], "baseline", silent)
+    assert again.runner.asked == []
+
+
+def test_without_folds_a_trial_is_its_last_stretch(tmp_path):
+    bench = make_bench(tmp_path)
+    bench.train([A], [0, 1], "baseline", silent)
+    one, two = (bench.trained[(A.candidate.fingerprint, r)] for r in (0, 1))
+    found = bench.audience.trial([one, two])
+    np.testing.assert_array_equal(found.search.score, bench.audience.judged(two).score)
+    assert set(found.search.part) == {0}
+    assert bench.audience.everyone().patient.tolist() == found.search.patient.tolist()
 
 
 def test_evaluations_hold_what_was_declared(tmp_path):

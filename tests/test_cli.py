@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autopeft import cli
+from autopeft import cli, cli_flags
 from autopeft import settings as settings_file
 from autopeft.errors import RunError, UserError
 from autopeft.settings import Settings
@@ -181,9 +181,9 @@ def test_json_is_all_that_stdout_gets(call, asked):
 def test_every_setting_has_a_flag_with_the_same_default():
     fields = {f.name: f.default for f in settings_file.fields(Settings)}
     flags = {
-        cli._FIELD.get(name, name): p.default
-        for name, p in inspect.signature(cli.search).parameters.items()
-        if name not in ("context", "config")
+        cli_flags.FIELD.get(name, name): p.default
+        for name, p in inspect.signature(cli_flags.search_flags).parameters.items()
+        if name != "config"
     }
     assert set(flags) == set(fields)
     for name, default in fields.items():
@@ -193,6 +193,47 @@ def test_every_setting_has_a_flag_with_the_same_default():
             assert flags[name] is None
         else:
             assert flags[name] == default
+
+
+@pytest.mark.parametrize("words", [["plan"], ["search", "--dry-run"]], ids=" ".join)
+def test_both_spellings_of_a_plan_look_ahead_and_run_nothing(call, asked, monkeypatch, words):
+    from autopeft import planning
+
+    looked_ahead = []
+    found = type("Plan", (), {"numbers": {"run": "x"}, "lines": ["A", "B\x1b[2J"]})
+    monkeypatch.setattr(
+        planning, "make_plan", lambda settings, timing: looked_ahead.append(settings) or found
+    )
+    code, out, _ = call(*words, "--dataset", "a.csv", "--group", "sex", "--seeds", "2")
+    assert (code, out) == (0, "A\nB?[2J\n")
+    assert looked_ahead == [Settings(dataset="a.csv", group=("sex",), seeds=2)]
+    assert json.loads(call(*words, "--json")[1]) == {"run": "x"}
+    assert asked == []
+
+
+@pytest.mark.parametrize("words", [["plan"], ["search", "--dry-run"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--dataset", "gone.csv"], "gone.csv"),
+        (["--space", "quikc"], 'Did you mean "quick"'),
+        (["--trials", "0"], "--trials: 0 is too small"),
+        (["--workers", "two"], "--workers: 'two' is no number"),
+        (["--objective", "auroq"], 'Did you mean "auroc"'),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_a_plan_refuses_what_a_search_refuses(call, tmp_path, words, args, said):
+    code, out, err = call(*words, "--offline", *args)
+    assert said in one_line(err)
+    assert (code, out) == (2, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_seconds_of_a_timing_are_no_less_than_none(call):
+    code, _, err = call("plan", "--timing", "-1")
+    assert code == 2
+    assert "--timing" in one_line(err)
 
 
 # ---- what there is ------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """One trial of the journal as plain data."""
 
 import json
+from dataclasses import replace
 
 import optuna
 
 from autopeft.candidate import Candidate, Readout, Train
 from autopeft.entry import Entry, Measured, read_entry
 from autopeft.evaluation import Cost
-from autopeft.job import Outcome
+from autopeft.job import Outcome, total_cost
+from autopeft.parts import FOLD_PARTS
 
 PROBE = Candidate((), Train(), Readout(6, "avg"))
 
@@ -46,6 +48,20 @@ def test_a_trial_of_optuna_becomes_an_entry():
     assert entry.attempts[9] == (Outcome("oom", "no memory"),)
     assert entry.reason == "oom: no memory"
     assert entry.system == {"NSGAIISampler:generation": 2}
+
+
+def test_with_folds_the_training_on_all_of_train_is_kept():
+    folds = {}
+    for k, part in enumerate(FOLD_PARTS[:3]):
+        cost = Cost(10 + k, 40, 1.0 + k, 100 + k)
+        outcome = Outcome("ok", epoch=9, cost=cost, state=None if k else "s", part=part)
+        folds[k + 1] = replace(measured(9), outcome=outcome)
+    entry = Entry(0, PROBE, rungs=folds)
+    assert (entry.trained.part, entry.trained.state) == ("all", "s")
+    assert entry.trained.cost == Cost(10, 40, 1.0, 100)
+    assert entry.seconds == 6.0  # what was spent
+    assert [o.part for o in entry.outcomes] == list(FOLD_PARTS[:3])
+    assert total_cost(entry.outcomes) == Cost(10, 40, 2.0, 101)  # what one of them costs
 
 
 def test_the_cost_of_a_training_is_that_of_all_its_stretches():

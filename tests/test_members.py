@@ -11,10 +11,10 @@ from fake_bench import lora, make_bench, silent
 from autopeft.bench import Model
 from autopeft.evaluation import Cost
 from autopeft.job import Outcome, Rows
-from autopeft.members import recipe_attacks, with_null
+from autopeft.members import planted_labels, recipe_attacks, with_null
 from autopeft.metrics import METRICS
 from autopeft.metrics.memorization import patient_signal
-from autopeft.parts import halves, part_rows, scored_rows, subsample
+from autopeft.parts import halves, part_rows, planted, scored_rows, subsample
 
 
 class Memory:
@@ -45,6 +45,9 @@ class Memory:
         for name, some in wanted.items():
             mine = np.isin(some.patient, list(members))[:, None]
             pull = (0.5 + self.heart * mine) * (2 * some.label - 1)
+            if job.part == "planted" and name == "train":  # it learnt what it was told
+                told = (0.5 + self.heart * mine) * (2 * planted(some, 0)[0].label - 1)
+                pull = np.where(mine, told, pull)
             scores[name] = (pull + rng.normal(size=pull.shape)).astype(np.float16)
         for folder in ("predictions", "states"):
             (self.audience.run_dir / folder).mkdir(exist_ok=True)
@@ -152,3 +155,14 @@ def test_patients_without_a_label_are_left_out_of_the_recipe_s_attacks(tmp_path)
     assert found[0].members == min(inside.sum(axis=1).min(), (~inside).sum(axis=1).min())
     table = bench.audience.table(label, rows["train"], "train")
     assert np.isnan(patient_signal(table, "loss")).sum() == 7
+
+
+def test_planted_labels_are_repeated_by_a_model_that_learns_by_heart(tmp_path):
+    bench = bench_with_probe(tmp_path, heart=3.0)
+    found = planted_labels(bench, Model("a", lora(2)), 0, silent)
+    assert [job.part for job in bench.runner.asked] == ["planted"]
+    assert found.planted == 40  # of 400
+    assert found.share > 0.95
+    assert found.by_chance < 0.5
+    assert planted_labels(bench, Model("a", lora(2)), 0, silent) == found
+    assert len(bench.runner.asked) == 1  # it is in the journal

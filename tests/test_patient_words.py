@@ -176,3 +176,32 @@ def test_the_rest(numbers):
 @pytest.mark.parametrize("lines", EVERY)
 def test_an_old_result_says_nothing(lines):
     assert lines({"contrast": {"baseline": "lora_r8"}, "best": {}, "groups": []}) == []
+
+
+def test_a_temperature_is_told_with_what_it_mends_and_what_not(numbers):
+    assert patient_words._temperature_lines(numbers["best"]) == []
+    told = numbers["best"]["operating"]
+    told["temperature"] = {"x": 1.4}
+    told["log_loss"] = 0.61
+    after = {"all": {"ece": 0.02, "classes": {"x": {"intercept": None, "slope": band(1.02)}}}}
+    told["after_temperature"] = {"log_loss": 0.55, "calibration": after}
+    numbers["best"]["config"] = {"train": {"loss": "bce", "sampling": "plain"}}
+    (line,) = patient_words._temperature_lines(numbers["best"])
+    assert "(1.40)" in line
+    assert "slope 0.90 -> 1.02" in line
+    assert "log-loss 0.610 -> 0.550" in line
+    assert "prevalence" not in line
+    numbers["best"]["config"]["train"]["sampling"] = "group"
+    assert "prevalence" in patient_words._temperature_lines(numbers["best"])[0]
+    assert line in patient_words.calibration_lines(numbers)[1]
+    told["temperature"] = {"x": None}
+    assert patient_words._temperature_lines(numbers["best"]) == []
+
+
+def test_planted_labels_are_told_beside_what_chance_repeats(numbers):
+    fitted = {"share": 0.7, "by_chance": 0.2, "excess": 0.5, "planted": 40}
+    numbers["memorization"]["planted"] = {"winner": fitted, "full": None}
+    (line,) = [t for t in patient_words.memorization_lines(numbers) if "on purpose" in t]
+    assert "40 labels" in line
+    assert "repeats 70% of them" in line
+    assert "20% of such labels" in line

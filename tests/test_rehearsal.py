@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,15 @@ def test_what_can_be_measured_passes():
 def test_a_term_that_needs_more_patients_is_refused():
     with pytest.raises(UserError, match=r"--objective calibration: ece: .* on these 150 search"):
         rehearse(objective(Term("auroc"), Term("ece")), audience(150), "calibration")
+
+
+def test_with_folds_everyone_in_them_counts():
+    one = audience(150, positives=50).rows["search"]
+    shifted = [replace(one, patient=np.char.add(one.patient, f"-{k}")) for k in range(5)]
+    folds = replace(audience(150), rows={"search": one}, folds=tuple(shifted))
+    rehearse(objective(Term("auroc"), Term("brier")), folds, "x")
+    with pytest.raises(UserError, match="ece: .* on these 750 search"):  # each fold has too few
+        rehearse(objective(Term("auroc"), Term("ece")), folds, "calibration")
 
 
 def test_one_label_alone_is_refused():

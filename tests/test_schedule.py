@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autopeft.parts import FOLD_PARTS
 from autopeft.schedule import (
     Promotion,
     epoch_ladder,
@@ -48,6 +49,7 @@ def test_folds_are_whole_trainings_of_which_more_and_more_are_done():
     ladder = fold_ladder(9)
     assert ladder.stops == (1, 3, 5)
     assert [ladder.next(done) for done in range(5)] == [1, 2, 3, 4, 5]
+    assert [ladder.stretch(done, done + 1)[0] for done in range(5)] == list(FOLD_PARTS)
     assert ladder.stretch(2, 3) == ("fold:2", 0, 9)
     assert [ladder.rung(r) for r in range(6)] == [None, 0, None, 1, None, 2]
 

@@ -311,6 +311,23 @@ def check_operating_point(result):
     assert rates["sensitivity"]["value"] == pytest.approx(np.mean(found))
     cleared = [score < threshold for target, score in test.values() if target == 0]
     assert rates["specificity"]["value"] == pytest.approx(np.mean(cleared))
+    check_temperature(result, search, test)
+
+
+def check_temperature(result, search, test):
+    """What the scores are divided by was fitted on search, and is saved with the adapter."""
+    told = result.best.numbers["operating"]
+    (fitted,) = told["temperature"].values()
+    y, q = np.array(list(search.values())).T
+    z = np.log(q / (1 - q))
+    losses = {t: np.mean(np.logaddexp(0, -np.where(y == 1, 1, -1) * z / t)) for t in (0.5, 1, 2)}
+    losses[fitted] = np.mean(np.logaddexp(0, -np.where(y == 1, 1, -1) * z / fitted))
+    assert min(losses, key=losses.__getitem__) == fitted
+    y, q = np.array(list(test.values())).T
+    cold = -np.where(y == 1, 1, -1) * np.log(q / (1 - q)) / fitted
+    expected = pytest.approx(np.mean(np.logaddexp(0, cold)), rel=1e-4)
+    assert told["after_temperature"]["log_loss"] == expected
+    assert autopeft.load_adapter(result.folder / "best").temperatures == (fitted,)
 
 
 def check_company(result):
@@ -341,6 +358,8 @@ def test_a_memorization_search_attacks_its_winner(tmp_path):
     assert {a["name"] for a in found["models"]["winner"]} == {"loss", "confidence"}
     assert {a["name"] for a in found["recipes"]["lora_r8"]} == {"likelihood ratio", "rmia"}
     assert found["generalization"]["all"]["low"] < found["generalization"]["all"]["high"]
+    assert set(found["planted"]) == {"winner", "lora_r8"}
+    assert all(0 <= f["share"] <= 1 and f["planted"] > 5 for f in found["planted"].values())
     assert result.numbers["patients"]["probe"] == result.numbers["patients"]["search"]
     values = result.front[0]["values"]
     assert -0.5 <= values["memorization"] <= 0.5

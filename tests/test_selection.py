@@ -9,6 +9,7 @@ from fake_bench import lora, make_bench, silent
 from autopeft import selection
 from autopeft.backbones.describe import random_backbone
 from autopeft.bench import Model
+from autopeft.candidate import Readout
 from autopeft.entry import Entry, Measured
 from autopeft.evaluation import Cost, Evaluation, Predictions
 from autopeft.job import Outcome
@@ -16,17 +17,22 @@ from autopeft.metrics import METRICS
 from autopeft.metrics.classification import auroc
 from autopeft.objective import AtLeast, Objective, Term, load_objective
 from autopeft.selection import (
+    by_replay,
     choose_readout,
     choose_winner,
     compare,
     evaluations,
     finalists,
+    last_two,
     mean_value,
     ranking_metric,
+    reference_evaluations,
     reference_values,
     repeats_of,
+    replayed,
     strongest,
 )
+from autopeft.study import Study
 
 REPEATS = (1, 2)
 
@@ -113,6 +119,17 @@ def test_the_reference_is_the_best_baseline_s_mean_over_seeds(tmp_path):
         assert got[name] == pytest.approx(np.mean(values), rel=1e-5)
 
 
+def test_with_folds_the_reference_is_the_best_baseline_on_all_of_them(tmp_path):
+    models = models_of(weak=10, strong=10)
+    quality = {m.candidate.fingerprint: q for m, q in zip(models, (0.5, 2.0), strict=True)}
+    bench = make_bench(tmp_path, lambda job: quality[job.key[0]], folds=True)
+    bench.train_folds(models, "baseline", silent)
+    got = reference_values(bench, models, REPEATS, load_objective("auroc"))
+    p = bench.audience.trial(bench.folds[models[1].candidate.fingerprint]).search
+    assert set(p.part) == {0, 1, 2, 3, 4}
+    assert got["auroc"] == pytest.approx(auroc(p), rel=1e-5)
+
+
 # ---- finalists ----------------------------------------------------------------------------------
 
 
@@ -139,6 +156,74 @@ def test_finalists_are_the_rule_s_picks_one_after_another(tmp_path):
     assert feasible
     assert len(finalists(pool, load_objective("auroc"), 9)[0]) == 4
     assert finalists([], load_objective("auroc"), 2)[0] == []
+
+
+def test_finalists_are_the_rule_s_pick_and_then_the_most_frequent(tmp_path):
+    pool = pool_of(tmp_path, [0.5, 2.0, 1.0, 3.0])
+    auroc_ = load_objective("auroc")
+    chosen, front, _ = finalists(pool, auroc_, 3, [0.5, 0.0, 0.2, 0.3])
+    assert [e.number for e in chosen] == [3, 0, 2]
+    assert [e.number for e in front] == [3]
+    # Where replays picked too few, the rule's own order fills up.
+    chosen, _, _ = finalists(pool, auroc_, 3, [0.4, 0.0, 0.0, 0.6])
+    assert [e.number for e in chosen] == [3, 0, 1]
+    chosen, _, _ = finalists(pool, auroc_, 3, [0.3, 0.3, 0.4, 0.0])  # its pick is always first
+    assert [e.number for e in chosen] == [3, 2, 0]
+
+
+def test_a_frequent_pick_that_misses_the_floor_is_no_finalist(tmp_path):
+    floor = Objective(
+        terms=(Term("auroc", "maximize"),), constraints=(AtLeast("auroc", "reference"),)
+    )
+    pool = pool_of(tmp_path, [0.0, 3.0, 2.0])
+    chosen, _, feasible = finalists(pool, floor, 3, [0.9, 0.1, 0.0])
+    assert feasible
+    assert [e.number for e in chosen] == [1, 2]
+
+
+def test_the_last_two_are_the_best_and_whom_the_rule_would_take(tmp_path):
+    models = models_of(a=1000, b=100, c=10)
+    bench, scored, _ = scored_bench(tmp_path, {"a": 3.0, "b": 1.0, "c": 0.2}, models)
+    costs = {"a": Cost(1000, 0), "b": Cost(100, 0), "c": Cost(10, 0)}
+    args = (REPEATS, "auroc", bench.audience)
+    assert [m.name for m in last_two(models, costs, scored, *args)] == ["a", "b"]
+    # The same scores under a third name: within a standard error, and smaller.
+    twins = [*models[:2], Model("twin", models[0].candidate)]
+    scored = {**scored, **{("twin", r): scored[("a", r)] for r in (0, *REPEATS)}}
+    costs["twin"] = Cost(5, 0)
+    assert [m.name for m in last_two(twins, costs, scored, *args)] == ["a", "twin"]
+    assert last_two(models[:1], costs, scored, *args) == models[:1]
+
+
+def test_without_confirm_the_most_frequent_leads():
+    models = models_of(a=1, b=1, c=1)
+    share = {models[2].candidate.fingerprint: 0.6, models[1].candidate.fingerprint: 0.1}
+    assert [m.name for m in by_replay(models, share)] == ["c", "b", "a"]
+    assert by_replay(models, {}) == models
+
+
+def test_a_replay_is_done_once_for_each_set_of_trials(tmp_path, monkeypatch):
+    pool = pool_of(tmp_path, [0.5, 2.0, 1.0])
+    bench = make_bench(tmp_path)
+    auroc_ = load_objective("auroc")
+    first = replayed(bench.study, pool, auroc_, (), 0)
+    assert first.pick == 1
+    monkeypatch.setattr(selection, "replay", lambda *_, **__: pytest.fail("done again"))
+    assert replayed(Study(tmp_path, ("maximize",)), pool, auroc_, (), 0) == first
+    monkeypatch.undo()
+    assert replayed(bench.study, pool[:2], auroc_, (), 0) != first  # other trials
+    assert replayed(bench.study, [], auroc_, (), 0) is None
+
+
+def test_the_reference_is_measured_on_every_repeat(tmp_path):
+    models = models_of(weak=10, strong=10)
+    bench, _, _ = scored_bench(tmp_path, {"weak": 0.5, "strong": 2.0}, models)
+    found = reference_evaluations(bench, models, REPEATS)
+    for model, own in zip(models, found, strict=True):
+        outcomes = [bench.trained[(model.candidate.fingerprint, r)] for r in REPEATS]
+        for evaluation, outcome in zip(own, outcomes, strict=True):
+            stored = bench.audience.stored(outcome, "score")
+            assert np.array_equal(evaluation.search.score, stored)
 
 
 def test_what_misses_the_floor_is_no_finalist_where_something_keeps_it(tmp_path):
@@ -244,5 +329,13 @@ def test_the_first_answer_pays_for_the_choice_among_readouts():
 
 
 def test_a_first_answer_of_few_patients_gives_no_interval():
-    choice = selection.ReadoutChoice(6, "avg", 0.1, {"6|avg": 0.9}, None)
+    choice = selection.ReadoutChoice(6, "avg", 0.1, {"6|avg": 0.9}, {"6|avg": 0.1}, None)
     assert "too few patients" in choice.line
+
+
+def test_a_probe_elsewhere_has_the_strength_that_was_chosen_there():
+    strengths = {"2|avg": 1.0, "3|avg": 0.1, "2|token": 0.01, "3|token": 0.5}
+    choice = selection.ReadoutChoice(3, "token", 0.5, {}, strengths)
+    assert choice.strength_at(Readout(3, "avg")) == 0.1
+    assert choice.strength_at(Readout(2, "token")) == 0.01
+    assert choice.strength_at(Readout(1, "token")) == 0.01  # not tried: the lowest that was

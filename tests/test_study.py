@@ -190,14 +190,3 @@ def test_the_table_has_a_row_for_each_trial(tmp_path):
     assert frame.loc[0, ["auroc", "gap", "epochs", "train_seconds"]].tolist() == [0.8, 0.2, 3, 3.0]
     assert frame["auroc"].isna().tolist() == [False, True]
     assert frame["lora.lr"].tolist() == [0.1, 0.2]
-
-
-def test_states_that_are_still_needed(tmp_path):
-    study = Study(tmp_path, BOTH)
-    for number in range(3):
-        add(study, 0.1 * (number + 1))
-        study.record_rung(number, 1, measured(1, 0.7))
-    study.record_rung(1, 3, measured(3, 0.7))
-    study.complete(1)
-    study.prune(2, "stopped after 1 epochs")
-    assert study.states_needed() == {"s1", "s3"}

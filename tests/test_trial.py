@@ -27,6 +27,7 @@ from autopeft.errors import RunError, UserError
 from autopeft.job import Job, Rows, Setup
 from autopeft.methods import METHODS, canonical, own
 from autopeft.methods.sparse_presets import Gps
+from autopeft.parts import part_rows
 from autopeft.prepare import make_audience, make_setup
 from autopeft.runners import guarded
 from autopeft.settings import Settings
@@ -473,6 +474,19 @@ def test_a_setup_of_a_simulation_trains_nothing(setup, vit):
     invented = replace(setup, simulated={"noise": 0.1})
     with pytest.raises(RunError, match="simulated worker"):
         trial.run(invented, rung(invented, vit))
+
+
+def test_a_fold_is_a_training_of_its_patients_that_leaves_no_state(setup, vit, tmp_path):
+    outcome = trial.run(setup, rung(setup, vit, part="fold:2"))
+    assert (outcome.status, outcome.part, outcome.state) == ("ok", "fold:2", None)
+    assert names_below(setup, "states") == []
+    trained, judged = part_rows(setup.rows, "fold:2", setup.seed)
+    assert outcome.cost.images == 3 * len(trained)
+    alone = {"train": trained, "search": judged}
+    other = replace(setup, rows=alone, run_dir=str(tmp_path / "other"))
+    whole = trial.run(other, rung(other, vit))
+    assert (whole.part, whole.state) == ("all", names_below(other, "states")[0])
+    assert np.array_equal(scores(setup, outcome), scores(other, whole))
 
 
 def test_a_part_that_is_not_known_is_refused_rather_than_trained_on_everyone(setup, vit):

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from autopeft.data.frame import Source
     from autopeft.data.task import Task
     from autopeft.settings import Settings
 
@@ -21,31 +22,45 @@ class DataSet:
 
     Attributes:
         module: module of this package that reads it.
-        function: the loader in it, ``(settings, cache) -> Task``.
+        name: of the functions in it: ``load_NAME(settings, cache) -> Task`` splits what
+            ``NAME_source(settings, cache) -> (Source, groups)`` reads.
         what: one line for ``autopeft datasets``.
     """
 
     module: str
-    function: str
+    name: str
     what: str
 
     def load(self, settings: Settings, cache: Path) -> Task:
-        """Reads the data set."""
-        module = import_module(f"autopeft.data.{self.module}")
-        loader: Callable[[Settings, Path], Task] = getattr(module, self.function)
+        """Reads the data set and splits it."""
+        loader: Callable[[Settings, Path], Task] = self._found(f"load_{self.name}")
         return loader(settings, cache)
 
+    def source(self, settings: Settings, cache: Path) -> tuple[Source, tuple[str, ...]]:
+        """Reads the data set as a whole, and the groups that are asked for or usual."""
+        reader: Callable[[Settings, Path], tuple[Source, tuple[str, ...]]]
+        reader = self._found(f"{self.name}_source")
+        return reader(settings, cache)
 
-TABLE = DataSet("table", "load_table", "any CSV file with image paths: give the file's name")
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels that can be asked for; empty for a table of the user's own."""
+        return getattr(import_module(f"autopeft.data.{self.module}"), "LABELS", ())
+
+    def _found(self, function: str) -> Any:
+        return getattr(import_module(f"autopeft.data.{self.module}"), function)
+
+
+TABLE = DataSet("table", "table", "any CSV file with image paths: give the file's name")
 
 DATASETS: dict[str, DataSet] = {
     "phantom": DataSet(
-        "phantom", "load_phantom", "synthetic radiographs with biases one can plant; no download"
+        "phantom", "phantom", "synthetic radiographs with biases one can plant; no download"
     ),
     "chexpert": DataSet(
-        "chexpert", "load_chexpert", "CheXpert (small or full), as downloaded; --data-root"
+        "chexpert", "chexpert", "CheXpert (small or full), as downloaded; --data-root"
     ),
-    "nih": DataSet("nih", "load_nih", "NIH ChestX-ray14, as downloaded; --data-root"),
+    "nih": DataSet("nih", "nih", "NIH ChestX-ray14, as downloaded; --data-root"),
 }
 
 
@@ -60,7 +75,7 @@ def load_task(settings: Settings, cache: Path) -> Task:
         UserError: unknown data set (nearest name offered), bad input in it, or a label fraction
             that leaves too few patients.
     """
-    task = _data_set(settings.dataset).load(settings, cache)
+    task = data_set(settings.dataset).load(settings, cache)
     if settings.label_fraction == 1:
         return task
     from autopeft.data.fraction import take_fraction
@@ -68,7 +83,12 @@ def load_task(settings: Settings, cache: Path) -> Task:
     return take_fraction(task, settings.label_fraction, settings.split_seed)
 
 
-def _data_set(name: str) -> DataSet:
+def data_set(name: str) -> DataSet:
+    """The data set that ``--dataset`` names.
+
+    Raises:
+        UserError: there is none; the nearest name is offered.
+    """
     if name in DATASETS:
         return DATASETS[name]
     if name.endswith((".csv", ".csv.gz", ".tsv")) or "/" in name:

@@ -81,7 +81,12 @@ class _Part:
 
 
 def load_chexpert(settings: Settings, cache: Path) -> Task:
-    """CheXpert as a task.
+    """CheXpert as a task, see ``chexpert_source``."""
+    return build_task(*chexpert_source(settings, cache), settings.split_seed)
+
+
+def chexpert_source(settings: Settings, cache: Path) -> tuple[Source, tuple[str, ...]]:
+    """CheXpert and its groups.
 
     Options: ``uncertain`` (mixed, ignore, ones, zeros, medpeft), ``blank`` (zero, ignore),
     ``view`` (frontal, pa, ap, all), ``demographics`` (the spreadsheet, where it does not lie
@@ -112,7 +117,7 @@ def load_chexpert(settings: Settings, cache: Path) -> Task:
     notes += rate_notes(train.codes, classes, named)
     if people is not None and sheet is not None:
         notes += race_notes(train.frame["race"], train.frame["race_raw"], sheet)
-    return build_task(replace(source, notes=tuple(notes)), groups, settings.split_seed)
+    return replace(source, notes=tuple(notes)), tuple(groups)
 
 
 def _people(groups: Sequence[str], sheet: Path | None, folder: Path) -> pd.DataFrame | None:
@@ -265,6 +270,7 @@ def _source(
         frame=frame,
         label=fill_blanks(label, codes, classes, blank),
         judged=fill_blanks(judged, codes, classes, blank),
+        unsure=np.stack([codes[c] == -1 for c in classes], axis=1),
         notes=tuple(policy_notes(classes, options["uncertain"], blank)),
         external=tuple(name for name in parts if name != "train"),
     )

@@ -1,12 +1,14 @@
-"""Which groups enter objectives and constraints, decided on the data before the first trial."""
+"""Holdout or folds, and which groups count: decided on the data before the first trial."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import pandas as pd
 
+from autopeft.data.splits import LARGE_FROM, PROBE, SPLITS
 from autopeft.data.task import Task
 from autopeft.errors import UserError
 from autopeft.settings import Settings
@@ -14,6 +16,11 @@ from autopeft.settings import Settings
 # Objectives on groups score none with fewer patients (LEAST in metrics/groups.py, which this
 # package may not import), so no hint names a smaller --min-group.
 _LEAST = 10
+
+_PLACE = {"holdout": "in search", "cv5": "in all folds"}
+
+
+Inner = Literal["holdout", "cv5"]
 
 
 @dataclass(frozen=True)
@@ -23,19 +30,23 @@ class CountedGroups:
     Attributes:
         groups: attribute -> names of the groups that count.
         labels: attribute -> classes that can be scored in all counted groups.
-        left_out: attribute -> group -> (positive, negative) patients in search of the groups
-            that do not count (for several labels: of the label that decides).
+        left_out: attribute -> group -> (positive, negative) patients of the groups that do not
+            count (for several labels: of the label that decides).
         notes: the groups that do not count, in words.
+        inner: what the search measures on: ``search``, or five folds of ``train`` and ``search``.
+        why: why ``--inner auto`` took it, in words; empty where the user said so.
     """
 
     groups: Mapping[str, tuple[str, ...]]
     labels: Mapping[str, tuple[str, ...]]
     left_out: Mapping[str, Mapping[str, tuple[int, int]]]
     notes: tuple[str, ...]
+    inner: Inner = "holdout"
+    why: str = ""
 
 
-def counted_groups(task: Task, min_group: int) -> CountedGroups:
-    """Groups with enough positive and negative patients in ``search``.
+def counted_groups(task: Task, min_group: int, inner: Inner = "holdout") -> CountedGroups:
+    """Groups with enough positive and negative patients in ``search``, or in all folds.
 
     A label can be scored in a group from ``min_group`` positive and ``min_group`` negative
     patients on. A group counts when at least half of the labels can be scored in it.
@@ -43,8 +54,9 @@ def counted_groups(task: Task, min_group: int) -> CountedGroups:
     Args:
         task: the task.
         min_group: the settings' ``--min-group``.
+        inner: with ``cv5`` the patients of ``train`` and ``search`` together are counted.
     """
-    table = task.counts("search")
+    table = _counts(task, inner)
     enough = (table["positives"] >= min_group) & (table["negatives"] >= min_group)
     table = table.assign(enough=enough)
     groups: dict[str, tuple[str, ...]] = {}
@@ -60,16 +72,16 @@ def counted_groups(task: Task, min_group: int) -> CountedGroups:
         labels[attribute] = tuple(c for c in task.classes if c in shared)
         left_out[attribute] = {g: _deciding(here, g) for g in names if g not in kept}
     notes = tuple(
-        f"{group} does not count: {p} positive and {n} negative patients in search "
+        f"{group} does not count: {p} positive and {n} negative patients {_PLACE[inner]} "
         f"(--min-group {min_group})"
         for out in left_out.values()
         for group, (p, n) in out.items()
     )
-    return CountedGroups(groups, labels, left_out, notes)
+    return CountedGroups(groups, labels, left_out, notes, inner)
 
 
 def check_groups(task: Task, settings: Settings, needed: bool = True) -> CountedGroups:
-    """Decides the inner level, or says why the run cannot start.
+    """Decides the inner level and the groups, or says why the run cannot start.
 
     Args:
         task: the task.
@@ -81,45 +93,92 @@ def check_groups(task: Task, settings: Settings, needed: bool = True) -> Counted
         The groups that count; name ``notes`` in the report.
 
     Raises:
-        UserError: ``cv5`` was asked for or would be chosen, or an attribute drops out.
+        UserError: an attribute drops out, or a share of the labels and folds were asked for.
     """
-    if settings.inner == "cv5":
-        raise UserError(
-            "cross-validation inside the search is not in this version",
-            "--inner cv5",
-            "Take --inner holdout.",
-        )
-    counted = counted_groups(task, settings.min_group)
+    inner, why = choose_inner(task, settings, needed)
+    counted = replace(counted_groups(task, settings.min_group, inner), why=why)
     if not needed:
         return counted
-    short = {g: n for out in counted.left_out.values() for g, n in out.items()}
-    if short and settings.inner == "auto":
-        lowest = min(min(n) for n in short.values())
-        fixes = ["drop the --group"]
-        if lowest >= _LEAST:
-            fixes.insert(0, f"lower --min-group to {lowest}")
-        if all(len(counted.groups[a]) >= 2 for a in task.attributes):
-            fixes.insert(0, "take --inner holdout (such groups are then shown but do not count)")
-        fix = ", or ".join(fixes)
-        raise UserError(
-            f"too few patients in search for --min-group {settings.min_group}: {_listed(short)}",
-            "--inner auto would take cv5, which is not in this version",
-            f"{fix[0].upper()}{fix[1:]}.",
-        )
     for attribute in task.attributes:
         if len(counted.groups[attribute]) < 2:
             out = counted.left_out[attribute]
-            best = sorted((min(n) for n in out.values()), reverse=True)
-            absent = 2 - len(counted.groups[attribute])
-            need = best[absent - 1] if len(best) >= absent else 0
-            lower = f", or lower --min-group to {need}" if need >= _LEAST else ""
             raise UserError(
                 f"fewer than two groups of {attribute!r} have {settings.min_group} positive and "
-                f"{settings.min_group} negative patients in search: {_listed(out)}",
+                f"{settings.min_group} negative patients {_PLACE[inner]}: {_listed(out)}",
                 f"--group {attribute}",
-                f"Drop this --group{lower}.",
+                f"Drop this --group{_other_ways(task, settings, counted, attribute)}.",
             )
     return counted
+
+
+def choose_inner(task: Task, settings: Settings, needed: bool) -> tuple[Inner, str]:
+    """What ``--inner`` says, or what ``auto`` decides on the counts of ``search`` (PROTOCOL 1).
+
+    From 5,000 patients on ``auto`` is a holdout. Below it is ``cv5`` where the smallest declared
+    group, or everyone where no groups matter, has fewer than ``--min-group`` positive or negative
+    patients in ``search``; for several labels the label that decides is looked at.
+
+    Args:
+        task: the task.
+        settings: inner, min_group and label_fraction.
+        needed: as in `check_groups`.
+
+    Returns:
+        The inner level, and why ``auto`` took it.
+
+    Raises:
+        UserError: ``cv5`` was asked for together with a share of the labels.
+    """
+    if settings.inner == "cv5" and settings.label_fraction < 1:
+        raise UserError(
+            "folds train on the search patients too, beyond the share of the labels",
+            f"--inner cv5 with --label-fraction {settings.label_fraction:g}",
+            "Take --inner holdout, or leave out --label-fraction.",
+        )
+    if settings.inner != "auto":
+        return ("cv5" if settings.inner == "cv5" else "holdout"), ""
+    if settings.label_fraction < 1:
+        return "holdout", "--label-fraction leaves search as it is"
+    patients = sum(_everyone(task, s) for s in (*SPLITS, PROBE))
+    if patients >= LARGE_FROM:
+        return "holdout", f"{patients} {task.unit}s, {LARGE_FROM} or more"
+    table = _counts(task, "holdout")
+    pairs = {"search": _deciding(table[table["attribute"] == "all"], "all")}
+    for attribute in task.attributes if needed else ():
+        here = table[table["attribute"] == attribute]
+        pairs |= {g: _deciding(here, g) for g in task.groups_of(attribute)}
+    name, (p, n) = min(pairs.items(), key=lambda item: min(item[1]))
+    where = "" if name == "search" else " in search"
+    told = f"{name} has {p} positive and {n} negative {task.unit}s{where}"
+    if min(p, n) < settings.min_group:
+        return "cv5", f"{told}, --min-group {settings.min_group}"
+    return "holdout", told
+
+
+def _counts(task: Task, inner: Inner) -> pd.DataFrame:
+    """Patients of ``search``, or of all folds; no patient is in two splits."""
+    splits = ("search", "train") if inner == "cv5" else ("search",)
+    every = pd.concat([task.counts(split) for split in splits])
+    keys = ["class", "attribute", "group"]
+    return every.groupby(keys, sort=False, as_index=False).sum()
+
+
+def _everyone(task: Task, split: str) -> int:
+    table = task.counts(split)
+    return int(table[table["attribute"] == "all"]["patients"].max())
+
+
+def _other_ways(task: Task, settings: Settings, counted: CountedGroups, attribute: str) -> str:
+    """What else than dropping the attribute would let the run start."""
+    out = counted.left_out[attribute]
+    best = sorted((min(n) for n in out.values()), reverse=True)
+    absent = 2 - len(counted.groups[attribute])
+    need = best[absent - 1] if len(best) >= absent else 0
+    ways = f", or lower --min-group to {need}" if need >= _LEAST else ""
+    if counted.inner == "holdout" and settings.label_fraction == 1:
+        folds = counted_groups(task, settings.min_group, "cv5").groups[attribute]
+        ways += ", or take --inner cv5" if len(folds) >= 2 else ""
+    return ways
 
 
 def _deciding(table: pd.DataFrame, group: str) -> tuple[int, int]:

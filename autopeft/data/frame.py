@@ -13,7 +13,7 @@ import pandas as pd
 
 from autopeft.data.disk import check_exist, relative_to
 from autopeft.data.groups import Attribute, find_column, group_names, parse
-from autopeft.data.splits import SPLITS, cells, make_splits, shared_patients, shares
+from autopeft.data.splits import SPLITS, UNCERTAIN, cells, make_splits, shared_patients, shares
 from autopeft.data.task import Task, Unit
 from autopeft.errors import UserError
 from autopeft.evaluation import Kind
@@ -21,6 +21,7 @@ from autopeft.job import Rows
 
 Labels = npt.NDArray[np.float32]
 Names = npt.NDArray[np.str_]
+Bools = npt.NDArray[np.bool_]
 
 _GIVEN = {"train": "train", "training": "train", "search": "search", "confirm": "confirm"}
 _GIVEN |= {"val": "val", "valid": "val", "validation": "val", "validate": "val", "dev": "val"}
@@ -42,6 +43,7 @@ class Source:
             ``split`` (the data set's own words).
         label: labels under the training policy, float32 [N, C], NaN = ignore.
         judged: labels for evaluated splits (NaN where uncertain); None = the same.
+        unsure: which labels [N, C] the source calls uncertain; None = none.
         notes: what a reader of the report must know.
         external: names in ``split`` that are external checks.
     """
@@ -55,6 +57,7 @@ class Source:
     frame: pd.DataFrame
     label: Labels
     judged: Labels | None = None
+    unsure: Bools | None = None
     notes: tuple[str, ...] = ()
     external: tuple[str, ...] = ()
 
@@ -71,42 +74,91 @@ def build_task(source: Source, groups: Sequence[str], split_seed: int) -> Task:
         UserError: see the functions below; nothing has been written.
     """
     where, notes = source.where, list(source.notes)
-    if not len(source.frame):
-        raise UserError("holds no rows", where, "Give a table with one row for each image.")
-    paths = relative_to(source.root, source.frame["path"].tolist(), where)
-    _refuse_duplicates(paths, where)
-    check_exist(source.root, paths, where)
-
-    label = source.label
-    judged = label if source.judged is None else source.judged
+    paths = listed_paths(source)
+    label, judged = source.label, source.judged if source.judged is not None else source.label
+    unsure = np.zeros(label.shape, np.bool_) if source.unsure is None else source.unsure
     order = np.argsort(np.array(paths, dtype=object), kind="stable")
-    labeled = np.any(np.isfinite(label) | np.isfinite(judged), axis=1, keepdims=False)
-    kept = order[labeled[order]]
-    frame = source.frame.iloc[kept].reset_index(drop=True).assign(path=np.array(paths)[kept])
-    label, judged = label[kept], judged[kept]
+    known = np.any(np.isfinite(label) | np.isfinite(judged), axis=1, keepdims=False)
+    order, everyone = order[known[order] | unsure[order].any(1)], len(order)
+    known = known[order]  # whether any policy knows a label: who takes part in splitting
+    frame = source.frame.iloc[order].reset_index(drop=True).assign(path=np.array(paths)[order])
+    label, judged, unsure = label[order], judged[order], unsure[order]
     _refuse_one_class(judged, source, where)
 
     attributes = [parse(flag) for flag in groups]
-    _refuse_repeated(attributes, frame, where)
+    refuse_repeated(attributes, frame, where)
     named = {a.flag: group_names(frame, a, where) for a in attributes}
     patient = frame["patient_id"].to_numpy(dtype=object).astype(np.str_)
-    split = _splits(frame, patient, cells(judged, list(named.values())), source, split_seed, notes)
+    strata = cells(judged[known], [names[known] for names in named.values()])
+    split = np.full(len(order), "", "U32")
+    split[known] = _splits(
+        frame[known].reset_index(drop=True), patient[known], strata, source, split_seed, notes
+    )
     final = np.where((split == "train")[:, None], label, judged)
     empty = np.isnan(final).all(1)
-    dropped = len(order) - len(kept) + int(empty.sum())
-    if dropped:
-        notes.append(f"{dropped} images without a known label were left out")
+    waiting = empty & unsure.any(1) & _of_test(frame, patient, split, source, split_seed)
+    split[waiting] = UNCERTAIN
+    rest = np.flatnonzero(~empty | waiting)
+    notes += _left_out_notes(everyone - len(rest), int(waiting.sum()))
 
-    rest = np.flatnonzero(~empty)
     path = frame["path"].to_numpy(dtype=object).astype(np.str_)[rest]
     left = {flag: names[rest] for flag, names in named.items()}
     rows = Rows(path, np.arange(len(rest)), patient[rest], final[rest].astype(np.float32), left)
-    notes += [_unknown_note(flag, names, patient[rest]) for flag, names in left.items()]
+    notes += [unknown_note(flag, names, patient[rest]) for flag, names in left.items()]
     task = Task(
         source.name, source.kind, source.unit, source.classes, source.root.resolve(),
         tuple(named), tuple(n for n in notes if n), source.external, rows, split[rest],
+        unsure[rest],
     )  # fmt: skip
     return _check_splits(task, where)
+
+
+def listed_paths(source: Source) -> list[str]:
+    """Paths of a source's images below its root, each of them there, and there once.
+
+    Raises:
+        UserError: they are not, or there is none.
+    """
+    if not len(source.frame):
+        fix = "Give a table with one row for each image."
+        raise UserError("holds no rows", source.where, fix)
+    paths = relative_to(source.root, source.frame["path"].tolist(), source.where)
+    _refuse_duplicates(paths, source.where)
+    check_exist(source.root, paths, source.where)
+    return paths
+
+
+def _of_test(
+    frame: pd.DataFrame, patient: Names, split: Names, source: Source, seed: int
+) -> Bools:
+    """Whether a row's patient [N] is a test patient.
+
+    Patients without any certain label took no part in splitting; they are dealt out here, by the
+    same shares, so that the readings of uncertain labels are of test patients of every kind.
+    """
+    test = np.isin(patient, patient[split == "test"])
+    alone = np.flatnonzero(~np.isin(patient, patient[split != ""]))
+    if len(alone) and "split" in frame:
+        given = _given(frame["split"], source)[alone]
+        test[alone] = given == "test"
+        alone = alone[given == "train"]
+    if len(alone):
+        parts = shares(len(np.unique(patient)))
+        dealt = make_splits(patient[alone], np.ones((len(alone), 1), np.bool_), parts, seed)
+        test[alone] = dealt == "test"
+    return test
+
+
+def _left_out_notes(dropped: int, waiting: int) -> list[str]:
+    notes = []
+    if dropped:
+        notes.append(f"{dropped} images without a known label were left out")
+    if waiting:
+        notes.append(
+            f"{waiting} images of test patients have uncertain labels only: no number is made of "
+            "them but the readings of uncertain labels as 0 and as 1"
+        )
+    return notes
 
 
 def _refuse_duplicates(paths: list[str], where: str) -> None:
@@ -119,7 +171,7 @@ def _refuse_duplicates(paths: list[str], where: str) -> None:
         )
 
 
-def _refuse_repeated(attributes: list[Attribute], frame: pd.DataFrame, where: str) -> None:
+def refuse_repeated(attributes: list[Attribute], frame: pd.DataFrame, where: str) -> None:
     """One attribute under two spellings would count twice in every objective on groups."""
     seen: dict[tuple[str, float | None], str] = {}
     for a in attributes:
@@ -143,7 +195,8 @@ def _refuse_one_class(label: Labels, source: Source, where: str) -> None:
             )
 
 
-def _unknown_note(flag: str, names: Names, patient: Names) -> str:
+def unknown_note(flag: str, names: Names, patient: Names) -> str:
+    """Who is in no group of an attribute; empty where everyone is in one."""
     unknown = names == "unknown"
     if not unknown.any():
         return ""

@@ -32,6 +32,7 @@ FINDINGS = (
     "Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening",
     "Hernia",
 )  # fmt: skip
+LABELS = (*FINDINGS, NO_FINDING)
 TASKS = {"nih14": FINDINGS, "no_finding": (NO_FINDING,)}
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
@@ -46,7 +47,12 @@ _DEPTH = 3  # images/, or images_001/images/ in the copy on Kaggle
 
 
 def load_nih(settings: Settings, cache: Path) -> Task:
-    """NIH ChestX-ray14 as a task.
+    """NIH ChestX-ray14 as a task, see ``nih_source``."""
+    return build_task(*nih_source(settings, cache), settings.split_seed)
+
+
+def nih_source(settings: Settings, cache: Path) -> tuple[Source, tuple[str, ...]]:
+    """NIH ChestX-ray14 and its groups.
 
     Options: ``view`` (all, pa, ap), ``split`` (auto, official, own): ``auto`` takes the official
     test list if it is there, covers the table and shares no patient with the other list.
@@ -62,7 +68,7 @@ def load_nih(settings: Settings, cache: Path) -> Task:
     """
     options = read_options(settings.data_option, _OPTIONS, "nih", _CHOICES)
     refuse_columns(settings, "nih")
-    classes = choose_labels(settings.label, (*FINDINGS, NO_FINDING), TASKS, "nih14")
+    classes = choose_labels(settings.label, LABELS, TASKS, "nih14")
     folder = find_folder(settings.data_root, TABLES, "nih")
     csv = next(folder / name for name in TABLES if (folder / name).is_file())
     where = str(csv)
@@ -99,7 +105,7 @@ def load_nih(settings: Settings, cache: Path) -> Task:
         label=finding_labels(raw["Finding Labels"], classes, where),
         notes=tuple(note for note in notes if note),
     )
-    return build_task(source, settings.group or ("sex", "age:60"), settings.split_seed)
+    return source, settings.group or ("sex", "age:60")
 
 
 def finding_labels(values: pd.Series[Any], classes: tuple[str, ...], where: str) -> Labels:

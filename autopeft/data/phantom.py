@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from PIL import Image
 
 from autopeft.data.download import refuse_columns
 from autopeft.data.film import Film, draw
-from autopeft.data.frame import build_task
+from autopeft.data.frame import Source, build_task
 from autopeft.data.options import read_options
-from autopeft.data.table import read_csv, table_source
+from autopeft.data.table import frame_source, read_csv
 from autopeft.data.task import Task
 from autopeft.errors import UserError, nearest
 from autopeft.settings import Settings
@@ -32,7 +33,12 @@ from autopeft.settings import Settings
 GROUPS = ("sex", "age:60", "scanner")
 LABELS = ("lesion", "nodule", "opacity", "effusion")
 _VERSION = 2  # raise when the same options give other images
-_BIASED = ("sex=F", "sex=M", "age<60", "age>=60", "scanner=A", "scanner=B", "scanner=C")
+EVERYONE = "everyone"
+_BIASED = ("sex=F", "sex=M", "age<60", "age>=60", "scanner=A", "scanner=B", "scanner=C", EVERYONE)
+_NOISY = ("all", "train")
+# Fields that came later: left out of the digest at their default, so that sets made before keep
+# their folder.
+_LATER = ("label_noise_split", "copies")
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,17 @@ class Phantom:
             ViT, 0.6 is hard for both, 2 is easy.
         shortcut: how strongly the scanner's mark goes with the label in ``shortcut_in``: 0 not at
             all, 1 always. A reducible bias.
-        shortcut_in: the group with the shortcut.
+        shortcut_in: the group with the shortcut, or ``everyone``.
         weak_group: factor on the lesion contrast in ``weak_in``; below 1 an irreducible bias.
         weak_in: the group with weaker lesions.
         label_noise: share of the patients of ``label_noise_in`` whose lesion label is turned.
-        label_noise_in: the group with wrong labels.
+        label_noise_in: the group with wrong labels, or ``everyone``.
+        label_noise_split: ``all``, or ``train``: then search, confirm and test have true labels
+            (members and non-members of a memorization attack are both cut from train).
         duplicates: share of patients who are the patient before them: the same film, scanned again
             under another id (near-duplicates across patients).
+        copies: how often such a film is scanned again, each time under an id of its own. With
+            ``duplicates=1`` each patient is there 1 + copies times.
         seed: another seed, other patients.
     """
 
@@ -69,14 +79,17 @@ class Phantom:
     weak_in: str = "sex=F"
     label_noise: float = 0.0
     label_noise_in: str = "sex=F"
+    label_noise_split: str = "all"
     duplicates: float = 0.0
+    copies: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("patients", 1, 10**6), ("images_per_patient", 1, 100), ("size", 32, 2048),
             ("prevalence", 0, 1), ("contrast", 0, 10), ("shortcut", 0, 1), ("weak_group", 0, 1),
-            ("label_noise", 0, 1), ("duplicates", 0, 1), ("seed", 0, 2**63 - 1),
+            ("label_noise", 0, 1), ("duplicates", 0, 1), ("copies", 1, 100),
+            ("seed", 0, 2**63 - 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:
@@ -89,16 +102,29 @@ class Phantom:
                 raise UserError(
                     f"{value!r} is no group", f"--data-option {name}", nearest(value, _BIASED)
                 )
+        if self.label_noise_split not in _NOISY:
+            where = "--data-option label_noise_split"
+            found = self.label_noise_split
+            raise UserError(f"{found!r} is not possible", where, nearest(found, _NOISY))
 
     @property
     def digest(self) -> str:
         """Ten hex digits over everything that decides the images."""
-        text = json.dumps([_VERSION, asdict(self)], sort_keys=True)
+        plain = asdict(self)
+        for f in fields(self):
+            if f.name in _LATER and plain[f.name] == f.default:
+                del plain[f.name]
+        text = json.dumps([_VERSION, plain], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def load_phantom(settings: Settings, cache: Path) -> Task:
-    """The phantom as a task; the images are written into ``cache`` at the first call.
+    """The phantom as a task, see ``phantom_source``."""
+    return build_task(*phantom_source(settings, cache), settings.split_seed)
+
+
+def phantom_source(settings: Settings, cache: Path) -> tuple[Source, tuple[str, ...]]:
+    """The phantom's films and groups; the images are written into ``cache`` at the first call.
 
     Args:
         settings: label (default ``lesion``), group (default sex, age:60, scanner), data_option.
@@ -114,7 +140,8 @@ def load_phantom(settings: Settings, cache: Path) -> Task:
         )
     defaults = {f.name: f.default for f in fields(Phantom)}
     options = read_options(settings.data_option, defaults, "phantom")
-    folder = write_phantom(Phantom(**options), cache)
+    phantom = Phantom(**options)
+    folder = write_phantom(phantom, cache)
     plain = replace(
         settings,
         label=settings.label or ("lesion",),
@@ -122,11 +149,15 @@ def load_phantom(settings: Settings, cache: Path) -> Task:
         split_column=None,
     )
     frame = read_csv(folder / "labels.csv")
-    source = table_source(frame, plain, folder, "phantom")
+    source = frame_source(frame, plain, folder, "phantom")
     groups = settings.group or GROUPS
     note = "synthetic films (phantom): no statement about any patient"
     source = replace(source, name="phantom", notes=(note, *source.notes))
-    return build_task(source, groups, settings.split_seed)
+    if phantom.label_noise_split == "train" and "lesion" in source.classes:
+        judged = source.label.copy()
+        judged[:, source.classes.index("lesion")] = frame["true_lesion"].astype(np.float32)
+        source = replace(source, judged=judged)
+    return source, groups
 
 
 def write_phantom(phantom: Phantom, cache: Path) -> Path:
@@ -167,8 +198,7 @@ def _random(phantom: Phantom, stream: int, patient: int, view: int = 0) -> np.ra
 
 def _person(phantom: Phantom, patient: int) -> dict[str, Any]:
     """Who a patient is and what they have; a duplicate is the patient before them."""
-    copied = _is_copy(phantom, patient)
-    original = patient - 1 if copied else patient
+    original = _originals(phantom)[patient] if phantom.duplicates else patient
     draws = _random(phantom, 1, original).random(8)
     sick = bool(draws[0] < phantom.prevalence)
     person: dict[str, Any] = {
@@ -181,23 +211,30 @@ def _person(phantom: Phantom, patient: int) -> dict[str, Any]:
         "effusion": bool(draws[5] < 0.25),
     }
     turned = draws[6] < phantom.label_noise and in_group(person, phantom.label_noise_in)
-    return {**person, "sick": sick, "lesion": sick != turned, "copied": copied}
+    return {**person, "sick": sick, "lesion": sick != turned, "copied": original != patient}
 
 
-def _is_copy(phantom: Phantom, patient: int) -> bool:
-    """Whether a patient is the one before them again; a copy is never copied."""
+@lru_cache(maxsize=4)
+def _originals(phantom: Phantom) -> tuple[int, ...]:
+    """Whom each patient's film is of: themselves, or the patient in front of a row of copies.
 
-    def drawn(p: int) -> bool:
-        return p > 0 and bool(_random(phantom, 2, p).random() < phantom.duplicates)
-
-    run = 0
-    while drawn(patient - run):
-        run += 1
-    return run % 2 == 1
+    A copy is never copied: behind a row of them stands a patient of their own.
+    """
+    found: list[int] = []
+    left = 0
+    for patient in range(phantom.patients):
+        follows = patient > 0 and found[-1] == patient - 1  # the one before is no copy
+        if follows and _random(phantom, 2, patient).random() < phantom.duplicates:
+            left = phantom.copies
+        found.append(found[-1] if left else patient)
+        left = max(0, left - 1)
+    return tuple(found)
 
 
 def in_group(person: Mapping[str, Any], group: str) -> bool:
-    """Whether a person belongs to a group such as ``sex=F`` or ``age>=60``."""
+    """Whether a person belongs to a group such as ``sex=F``, ``age>=60`` or ``everyone``."""
+    if group == EVERYONE:
+        return True
     if group.startswith("age"):
         return bool((person["age"] >= 60) == (group == "age>=60"))
     attribute, _, value = group.partition("=")

@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 SPLITS = ("train", "search", "confirm", "test")
 PROBE = "probe"  # cut from train where memorization is measured, see ``data.probe``
+# Test patients' images without a label that is certain: scored for the readings, sealed as test.
+UNCERTAIN = "uncertain"
 _LARGE = {"train": 0.70, "search": 0.10, "confirm": 0.05, "test": 0.15}
 _SMALL = {"train": 0.60, "search": 0.15, "confirm": 0.10, "test": 0.15}
-_LARGE_FROM = 5000
+LARGE_FROM = 5000
 _GOLDEN = (5**0.5 - 1) / 2
 
 Bools = npt.NDArray[np.bool_]
@@ -22,7 +24,7 @@ Names = npt.NDArray[np.str_]
 
 def shares(patients: int) -> dict[str, float]:
     """Share of the patients of each split: 70/10/5/15 from 5,000 on, below 60/15/10/15."""
-    return dict(_LARGE if patients >= _LARGE_FROM else _SMALL)
+    return dict(_LARGE if patients >= LARGE_FROM else _SMALL)
 
 
 def cells(label: npt.NDArray[np.float32], groups: Sequence[Names]) -> Bools:

@@ -35,13 +35,26 @@ _WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 
 
 def load_table(settings: Settings, cache: Path) -> Task:
-    """A task from ``--dataset FILE.csv``.
+    """A task from ``--dataset FILE.csv``, see ``table_source``.
+
+    Raises:
+        UserError: as ``table_source``; a class that cannot be learnt.
+    """
+    source, groups = table_source(settings, cache)
+    if source.kind == "multiclass":
+        classes, patient = source.classes, source.frame["patient_id"]
+        _refuse_typing_error(classes, source.label, source.frame["path"], source.where)
+        _refuse_rare(classes, source.label, patient, source.where)
+    return build_task(source, groups, settings.split_seed)
+
+
+def table_source(settings: Settings, cache: Path) -> tuple[Source, tuple[str, ...]]:
+    """The rows of ``--dataset FILE.csv`` and its groups.
 
     Options: ``path`` (the column with image paths).
 
     Args:
-        settings: dataset, data_root, label, group, patient_column, split_column, data_option,
-            split_seed.
+        settings: dataset, data_root, label, group, patient_column, split_column, data_option.
         cache: not used; every loader takes it.
 
     Raises:
@@ -53,18 +66,17 @@ def load_table(settings: Settings, cache: Path) -> Task:
     root = Path(settings.data_root) if settings.data_root else csv.parent
     if not root.is_dir():
         raise UserError("there is no such folder", f"--data-root {root}")
-    source = table_source(frame, settings, root, str(csv), options["path"])
-    return build_task(source, settings.group, settings.split_seed)
+    return frame_source(frame, settings, root, str(csv), options["path"]), settings.group
 
 
-def table_source(
+def frame_source(
     frame: pd.DataFrame, settings: Settings, root: Path, where: str, path_column: str = ""
 ) -> Source:
     """The canonical frame of a table (see ``Source``).
 
     Args:
         frame: the table as read, all cells as they stand.
-        settings: see ``load_table``.
+        settings: see ``table_source``.
         root: folder of the images.
         where: the file, for messages.
         path_column: column of the paths; empty = found by its name.
@@ -74,9 +86,6 @@ def table_source(
     path = _column(frame, path_column, _PATH, "--data-option path=", "image paths", where)
     kind, classes, label, notes = read_labels(frame, settings.label, where)
     patient, unit, patient_note = _patients(frame, settings.patient_column, path, where)
-    if kind == "multiclass":
-        _refuse_typing_error(classes, label, frame[path], where)
-        _refuse_rare(classes, label, patient, where)
     out = frame.drop(columns=[c for c in ("split", "patient_id", "path") if c in frame])
     out = out.assign(path=frame[path].astype("string").fillna(""), patient_id=patient)
     if settings.split_column:

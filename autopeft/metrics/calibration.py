@@ -1,7 +1,8 @@
 """Whether probabilities mean what they say: debiased ECE, intercept and slope, temperature.
 
-Probabilities of different models (parts) may be pooled here, as in the Brier score: unlike ranks
-they have a common scale. A row with a NaN target is ignored; what cannot be estimated is None.
+Of several models (parts) each is judged by itself and the mean is told, weighted by rows: of two
+that are wrong in opposite ways the pooled probabilities would look right. A row with a NaN target
+is ignored; what cannot be estimated is None.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def ece_by_class(p: Predictions, bins: int = _BINS) -> dict[str, float | None]:
     less the variance of that mean, which is what noise alone adds; averaged over rows, floored at
     0, square root. The debiased estimator of Kumar, Liang & Ma (2019), on bins of equal size as
     Roelofs et al. (2022) advise, with the variance summed by patient, whose images are not
-    independent. None with fewer than 200 patients or with one label only.
+    independent. None with fewer than 200 patients or with one label only. Over several models
+    (parts) the squares are averaged, and each of them needs its 200 patients.
 
     Args:
         p: predictions.
@@ -44,11 +46,16 @@ def ece_by_class(p: Predictions, bins: int = _BINS) -> dict[str, float | None]:
     q = p.probability
     found: dict[str, float | None] = {}
     for c, name in enumerate(p.classes):
-        known = ~np.isnan(p.target[:, c])
-        y = p.target[known, c].astype(np.float64)
-        ids, patient = np.unique(p.patient[known], return_inverse=True)
-        enough = len(ids) >= LEAST_PATIENTS and 0 < y.sum() < len(y)
-        found[name] = _debiased(q[known, c], y, patient, bins) if enough else None
+        squares: list[float] = []
+        each = _parts(p, c)
+        for rows in each:
+            y = p.target[rows, c].astype(np.float64)
+            ids, patient = np.unique(p.patient[rows], return_inverse=True)
+            if len(ids) >= LEAST_PATIENTS and 0 < y.sum() < len(y):
+                squares.append(_debiased(q[rows, c], y, patient, bins))
+        enough = len(each) > 0 and len(squares) == len(each)
+        mean = _by_rows(squares, [len(rows) for rows in each]) if enough else 0.0
+        found[name] = float(np.sqrt(max(mean, 0.0))) if enough else None
     return found
 
 
@@ -62,21 +69,20 @@ def calibration_by_class(p: Predictions) -> dict[str, tuple[float | None, float 
     """
     found = {}
     for c, name in enumerate(p.classes):
-        known = ~np.isnan(p.target[:, c])
-        z, y = class_logit(p, c)[known], p.target[known, c].astype(np.float64)
-        one = np.ones((len(z), 1))
-        found[name] = (defined(intercepts(z, y, one)[0]), defined(slopes(z, y, one)[0]))
+        fits = _fits(p, c)
+        found[name] = (_over_parts(fits, 0, lambda a: a), _over_parts(fits, 1, lambda b: b))
     return found
 
 
 def slope_error(p: Predictions) -> float | None:
-    """Mean over classes of abs(calibration slope - 1)."""
-    return _distance([slope for _, slope in calibration_by_class(p).values()], 1.0)
+    """Mean over classes of abs(calibration slope - 1), of each model (part) by itself."""
+    every = [_over_parts(_fits(p, c), 1, lambda b: abs(b - 1)) for c in range(len(p.classes))]
+    return _mean(every)
 
 
 def intercept_error(p: Predictions) -> float | None:
-    """Mean over classes of abs(calibration intercept)."""
-    return _distance([intercept for intercept, _ in calibration_by_class(p).values()], 0.0)
+    """Mean over classes of abs(calibration intercept), of each model (part) by itself."""
+    return _mean([_over_parts(_fits(p, c), 0, abs) for c in range(len(p.classes))])
 
 
 def fit_temperature(p: Predictions) -> tuple[float | None, ...]:
@@ -90,7 +96,12 @@ def fit_temperature(p: Predictions) -> tuple[float | None, ...]:
         One for each class; for multiclass the one of the softmax, repeated. None, to be read as
         "leave the scores alone", where none is best: one label only, scores that separate the
         labels, or scores that rank no better than chance.
+
+    Raises:
+        ValueError: scores of several models, which have no temperature in common.
     """
+    if len(np.unique(p.part)) > 1:
+        raise ValueError("a temperature belongs to one model, not to several folds")
     target, z = p.target.astype(np.float64), p.score.astype(np.float64)
     if p.kind == "multiclass":
         known = ~np.isnan(target).any(axis=1)
@@ -180,6 +191,28 @@ def slopes(z: Floats, y: Floats, weight: Floats) -> Floats:
     return found
 
 
+def logistic_fit(z: Floats, y: Floats) -> tuple[float, float] | None:
+    """Intercept and slope of logit P(y) = a + b z: logistic recalibration (Cox 1958; Platt 1999).
+
+    Args:
+        z: [n], log-odds.
+        y: [n], 1 or 0.
+
+    Returns:
+        None where it does not exist: one label only, scores that separate the labels or are all
+        equal.
+    """
+    one = np.ones((len(z), 1))
+    scale = z.std() if len(z) else 0.0
+    if not scale > 0 or not _both(z, y, one).all() or not _overlap(z, y, one).all():
+        return None
+    at = _newton((z - z.mean()) / scale, y, one, np.zeros((2, 1)))[:, 0]
+    if not np.isfinite(at).all():
+        return None
+    slope = float(at[1] / scale)
+    return float(at[0] - slope * z.mean()), slope
+
+
 def _newton(x: Floats, y: Floats, w: Floats, start: Floats) -> Floats:
     """Intercept and slope [2, B] of logistic regressions; NaN where no maximum was found."""
     powers = np.stack([np.ones_like(x), x, x**2])
@@ -244,6 +277,7 @@ def _sigmoid(z: Floats) -> Floats:
 
 
 def _debiased(q: Floats, y: Floats, patient: Indices, bins: int) -> float:
+    """Mean square of the calibration error; below 0 where noise alone would be larger."""
     ordered = np.sort(q)
     cuts = ordered[(np.arange(1, bins) * len(q)) // bins]
     which = np.searchsorted(np.unique(cuts), q, side="right")
@@ -257,9 +291,42 @@ def _debiased(q: Floats, y: Floats, patient: Indices, bins: int) -> float:
         if carriers > 1:  # of one patient's bin nothing is known but noise
             noise = carriers / (carriers - 1) * (by_patient**2).sum() / rows.sum() ** 2
             total += rows.sum() * (mean**2 - noise)
-    return float(np.sqrt(max(total / len(q), 0.0)))
+    return float(total / len(q))
 
 
-def _distance(values: Sequence[float | None], ideal: float) -> float | None:
-    known = [abs(v - ideal) for v in values if v is not None]
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
+
+
+def _parts(p: Predictions, column: int) -> list[Indices]:
+    """Rows of each model that have a label of this class."""
+    known = ~np.isnan(p.target[:, column])
+    every = [np.flatnonzero(known & (p.part == part)) for part in np.unique(p.part)]
+    return [rows for rows in every if len(rows)]
+
+
+def _fits(p: Predictions, column: int) -> list[tuple[int, float, float]]:
+    """Rows, intercept and slope of each model that has rows of both labels."""
+    logit, found = class_logit(p, column), []
+    for rows in _parts(p, column):
+        z, y = logit[rows], p.target[rows, column].astype(np.float64)
+        if 0 < y.sum() < len(y):
+            one = np.ones((len(z), 1))
+            found.append((len(z), float(intercepts(z, y, one)[0]), float(slopes(z, y, one)[0])))
+    return found
+
+
+def _over_parts(
+    fits: Sequence[tuple[int, float, float]], which: int, value: Callable[[float], float]
+) -> float | None:
+    """Mean over the models, weighted by rows; None where one of them has no such fit."""
+    if not fits:
+        return None
+    values = [value(fit[1 + which]) for fit in fits]
+    return defined(_by_rows(values, [fit[0] for fit in fits]))
+
+
+def _by_rows(values: Sequence[float], rows: Sequence[int]) -> float:
+    share = np.array(rows) / sum(rows)  # of one model exactly 1
+    return float((np.array(values) * share).sum())

@@ -7,14 +7,14 @@ Three rules hold for all of them: a row with a NaN target is ignored, scores of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from autopeft.evaluation import Floats, Predictions
+from autopeft.evaluation import Floats, Points, Predictions
 from autopeft.metrics.pairs import Indices, Statistic, Steps, defined, macro, pair
 
 SPECIFICITY = 0.90  # where TPR at a fixed specificity is read
@@ -223,12 +223,17 @@ def fit_threshold(p: Predictions, sensitivity: float = 0.90) -> tuple[float | No
     Fit it on ``search`` and freeze it: fitted on the split it judges, it flatters (TRAPS A5).
 
     Args:
-        p: predictions on the split that may be fitted on.
+        p: predictions of one model on the split that may be fitted on.
         sensitivity: share of positive rows that must score at or above the threshold, in (0, 1].
 
     Returns:
         A probability for each class; None for a class without positives.
+
+    Raises:
+        ValueError: scores of several models, which have no threshold in common.
     """
+    if len(np.unique(p.part)) > 1:
+        raise ValueError("a threshold belongs to one model: take operating_points of folds")
     if not 0 < sensitivity <= 1:
         raise ValueError(f"sensitivity {sensitivity} is not in (0, 1]")
     found: list[float | None] = []
@@ -239,33 +244,18 @@ def fit_threshold(p: Predictions, sensitivity: float = 0.90) -> tuple[float | No
     return tuple(found)
 
 
-def fit_threshold_at_specificity(
-    p: Predictions, specificity: float = SPECIFICITY
-) -> tuple[float | None, ...]:
-    """One operating point a class: the lowest threshold that still reaches the specificity.
+def operating_points(p: Predictions, sensitivity: float = 0.90) -> Points:
+    """`fit_threshold`, or of several models (folds) part -> the thresholds of each.
 
-    For fitting on ``search``, as `fit_threshold`. The threshold lies just above the highest
-    negative that may not be called, so that it need not be a score that occurs.
-
-    Args:
-        p: predictions on the split that may be fitted on.
-        specificity: share of negative rows that must score below the threshold, in [0, 1).
-
-    Returns:
-        A probability for each class; None for a class without negatives.
+    Decisions may be counted together over folds, scores not: each model calls at its own point.
     """
-    if not 0 <= specificity < 1:
-        raise ValueError(f"specificity {specificity} is not in [0, 1)")
-    found: list[float | None] = []
-    for c in range(len(p.classes)):
-        negative = np.sort(p.probability[p.target[:, c] == 0, c])
-        needed = math.ceil(specificity * len(negative) - _SLACK)
-        lowest = np.nextafter(negative[needed - 1], np.inf) if needed else 0.0
-        found.append(float(lowest) if len(negative) else None)
-    return tuple(found)
+    parts = np.unique(p.part)
+    if len(parts) < 2:
+        return fit_threshold(p, sensitivity)
+    return {int(k): fit_threshold(p.take(p.part == k), sensitivity) for k in parts}
 
 
-def f1(p: Predictions, thresholds: Sequence[float | None]) -> dict[str, float | None]:
+def f1(p: Predictions, thresholds: Points) -> dict[str, float | None]:
     """F1 of each class at its frozen threshold: 2 TP / (2 TP + FP + FN).
 
     None without a threshold, or where a class has only one label: of positives alone, calling
@@ -281,21 +271,30 @@ def f1(p: Predictions, thresholds: Sequence[float | None]) -> dict[str, float | 
     return found
 
 
-def sensitivity(p: Predictions, thresholds: Sequence[float | None]) -> dict[str, float | None]:
+def sensitivity(p: Predictions, thresholds: Points) -> dict[str, float | None]:
     """Share of positive rows at or above each class's frozen threshold."""
-    return _share(p, thresholds, 1, lambda q, t: q >= t)
+    return _share(p, thresholds, 1)
 
 
-def specificity(p: Predictions, thresholds: Sequence[float | None]) -> dict[str, float | None]:
+def specificity(p: Predictions, thresholds: Points) -> dict[str, float | None]:
     """Share of negative rows below each class's frozen threshold."""
-    return _share(p, thresholds, 0, lambda q, t: q < t)
+    return _share(p, thresholds, 0)
 
 
-def decisions(p: Predictions, thresholds: Sequence[float | None]) -> Floats:
+def decisions(p: Predictions, thresholds: Points) -> Floats:
     """0/1 decisions [N, C] at the frozen thresholds; NaN where target or threshold is."""
-    limits = np.array([np.nan if t is None else t for t in thresholds], dtype=np.float64)
+    if isinstance(thresholds, Mapping):  # each row at the threshold of the model that scored it
+        limits = np.full(p.target.shape, np.nan)
+        for part, own in thresholds.items():
+            limits[p.part == part] = _numbers(own)
+    else:
+        limits = _numbers(thresholds)
     made = (p.probability >= limits).astype(np.float64)
     return np.where(np.isnan(p.target) | np.isnan(limits), np.nan, made)
+
+
+def _numbers(thresholds: Sequence[float | None]) -> Floats:
+    return np.array([np.nan if t is None else t for t in thresholds], dtype=np.float64)
 
 
 _TINY = np.finfo(np.float64).tiny
@@ -328,17 +327,10 @@ def _by_ranking(
     return found
 
 
-def _share(
-    p: Predictions,
-    thresholds: Sequence[float | None],
-    label: int,
-    rule: Callable[[Floats, float], npt.NDArray[np.bool_]],
-) -> dict[str, float | None]:
-    q, found = p.probability, {}
-    for c, (name, limit) in enumerate(zip(p.classes, thresholds, strict=True)):
-        rows = p.target[:, c] == label
-        known = limit is not None and rows.any()
-        found[name] = (
-            float(rule(q[rows, c], limit).mean()) if known and limit is not None else None
-        )
+def _share(p: Predictions, thresholds: Points, label: int) -> dict[str, float | None]:
+    """Share of the rows with a label that are also called so."""
+    made, found = decisions(p, thresholds), dict[str, float | None]()
+    for c, name in enumerate(p.classes):
+        rows = (p.target[:, c] == label) & ~np.isnan(made[:, c])
+        found[name] = float((made[rows, c] == label).mean()) if rows.any() else None
     return found

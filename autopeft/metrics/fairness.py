@@ -1,4 +1,4 @@
-"""Fairness between groups of patients: worst group, gap, ranking across groups, missed findings.
+"""Fairness between groups of patients: worst group, gap, ranking across groups.
 
 The search ranks by worst-group AUROC. The gap is shown and never optimized alone: a constant
 score has gap 0, and so has hurting the better group (TRAPS A4).
@@ -12,16 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from autopeft.evaluation import Evaluation, Floats, Predictions
-from autopeft.metrics.classification import auroc_binary, decisions
+from autopeft.metrics.classification import auroc_binary
 from autopeft.metrics.groups import (
     LEAST,
     UNKNOWN,
     Scored,
     class_counts,
-    patient_counts,
     scored_groups,
 )
-from autopeft.metrics.pairs import Indices, Pairs, Statistic, defined, macro, pair
+from autopeft.metrics.pairs import Indices, Pairs, Statistic, macro, pair
 
 Counted = Mapping[str, Sequence[str]]
 
@@ -127,48 +126,6 @@ def auroc_gap(evaluation: Evaluation) -> float | None:
     p = evaluation.search
     rows = np.arange(len(p.patient))
     return gap_statistic(p, rows, evaluation.counted, evaluation.labels).value
-
-
-def label_gaps(
-    p: Predictions, attribute: str, groups: Sequence[str], labels: Sequence[str] | None = None
-) -> dict[str, float]:
-    """Gap of each label of the attribute's label set; the largest is shown beside the mean."""
-    fixed = None if labels is None else {attribute: labels}
-    unit, found = np.arange(len(p.patient)), {}
-    for scored in scored_groups(p, {attribute: groups}, fixed):
-        if len(scored.groups) < 2:
-            continue
-        shape = [(len(scored.groups), len(scored.columns))]
-        every = Statistic(group_cells(p, scored, unit), lambda v: v, len(unit))
-        (block,) = _blocks(every.values(np.ones((len(unit), 1))), shape)
-        for k, c in enumerate(scored.columns):
-            gap = defined(np.ptp(block[0, :, k]))
-            if gap is not None:
-                found[p.classes[c]] = gap
-    return found
-
-
-def missed_findings(
-    p: Predictions,
-    attribute: str,
-    groups: Sequence[str],
-    thresholds: Sequence[float | None],
-    least: int = LEAST,
-) -> dict[str, dict[str, float | None]]:
-    """Share of positive rows below the frozen threshold, group -> class -> share.
-
-    None where the group has fewer than ``least`` positive patients or no threshold exists.
-    """
-    made = decisions(p, thresholds)
-    positive, _ = patient_counts(p, attribute, groups)
-    found: dict[str, dict[str, float | None]] = {}
-    for g, group in enumerate(groups):
-        found[group] = {}
-        for c, label in enumerate(p.classes):
-            rows = (p.groups[attribute] == group) & (p.target[:, c] == 1)
-            known = positive[g, c] >= max(least, 1) and thresholds[c] is not None
-            found[group][label] = float((made[rows, c] == 0).mean()) if known else None
-    return found
 
 
 @dataclass(frozen=True)

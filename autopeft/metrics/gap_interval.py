@@ -57,10 +57,10 @@ def range_interval(
 
     d is kept while T(d), the squared distance in standard errors between the estimates and the
     nearest values whose range is exactly d, is not among the largest ``alpha`` of the T(d) of
-    normal estimates drawn around those nearest values (test inversion with the likelihood-ratio
-    ordering of Feldman & Cousins 1998; the other parameters at their constrained estimate, as in
-    the hybrid resampling of Chuang & Lai 2000). T(0) is the Wald statistic, and its critical
-    value the exact chi-square one.
+    normal estimates drawn around true values of that range (test inversion with the
+    likelihood-ratio ordering of Feldman & Cousins 1998). These true values are the nearest ones
+    with every group moved to the nearer end of the range. T(0) is the Wald statistic, and its
+    critical value the exact chi-square one.
 
     Args:
         value: [G], at least two groups.
@@ -153,10 +153,19 @@ class RangeTest:
         return every[best, rows], nearest
 
     def critical(self, nearest: Floats, d: float) -> float:
-        """1 - alpha quantile of T(d) when the true values are ``nearest`` [G], of range d."""
+        """1 - alpha quantile of T(d) for true values like ``nearest`` [G], of range d.
+
+        Estimates are spread wider than the truth, and T(d) is largest where groups are tied at an
+        end: drawn around the estimates themselves (hybrid resampling, Chuang & Lai 2000) the
+        interval held the truth in .93 of draws with three of four groups tied. So groups count as
+        tied with the nearer end, as nearly binding restrictions count as binding in generalized
+        moment selection (Andrews & Soares 2010).
+        """
         if d == 0:
             return self.first
-        drawn, _ = self.distance(nearest + self.draws, d)
+        lowest, highest = nearest.min(), nearest.max()
+        tied = np.where(nearest - lowest > d / 2, highest, lowest)
+        drawn, _ = self.distance(tied + self.draws, d)
         return float(np.quantile(drawn, 1 - self.alpha)) * self.scale
 
     def keeps(self, value: Floats, d: float) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autopeft.evaluation import Predictions
+from autopeft.evaluation import Points, Predictions
 from autopeft.metrics.classification import auroc_binary, decisions
 from autopeft.metrics.pairs import Indices
 
@@ -115,20 +115,6 @@ def patient_counts(
     return positive, negative
 
 
-def scorable_labels(
-    p: Predictions, counted: Mapping[str, Sequence[str]], least: int
-) -> dict[str, tuple[str, ...]]:
-    """For each attribute the labels with ``least`` + ``least`` patients in all its counted groups.
-
-    Called once, on ``search``, with ``--min-group``; the answer is fixed before trial 1.
-    """
-    found = {}
-    for attribute, groups in counted.items():
-        enough = _enough(p, attribute, groups, least).all(axis=0)
-        found[attribute] = tuple(np.array(p.classes, dtype=object)[enough])
-    return found
-
-
 def scored_groups(
     p: Predictions,
     counted: Mapping[str, Sequence[str]],
@@ -221,7 +207,7 @@ def unscored_groups(
 def group_table(
     p: Predictions,
     attributes: Sequence[str] | None = None,
-    thresholds: Sequence[float | None] | None = None,
+    thresholds: Points | None = None,
     least: int = LEAST,
 ) -> list[GroupRow]:
     """Every group and label with counts, AUROC and missed findings.

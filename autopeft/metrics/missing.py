@@ -68,8 +68,11 @@ def missing_bounds(
         least: positive and negative patients needed.
 
     Returns:
-        None without two scored groups or without unknown patients. Show it when `Bounds.due`.
+        None without two scored groups or without unknown patients, and for scores of several
+        models (folds): which of their rows rank highest cannot be said. Show it when `Bounds.due`.
     """
+    if len(np.unique(p.part)) > 1:
+        return None
     unknown = p.groups[attribute] == UNKNOWN
     fixed = None if labels is None else {attribute: labels}
     for scored in scored_groups(p, {attribute: groups}, fixed, least):

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopeft.evaluation import Floats, Predictions
+from autopeft.metrics.gaps import holm
 from autopeft.metrics.groups import LEAST, UNKNOWN, patient_index
 from autopeft.metrics.intervals import Interval, bootstrap
 from autopeft.metrics.pairs import Indices
@@ -148,9 +149,9 @@ class _Table:
 def _rows(
     p: Predictions, tables: Sequence[_Table], names: Sequence[str], seed: int, resamples: int
 ) -> list[Shortcut]:
-    holm = _holm([t.p for t in tables])
+    adjusted = [p for p in holm([t.p for t in tables]) if p is not None]
     found = []
-    for table, corrected in zip(tables, holm, strict=True):
+    for table, corrected in zip(tables, adjusted, strict=True):
         order = np.argsort(-np.abs(table.values - 0.5), kind="stable")
         seen: set[str] = set()
         for i in order:
@@ -254,14 +255,6 @@ def _max_t(values: Floats, permuted: Floats) -> float:
     observed = np.abs((values[:, None] - 0.5) / spread).max()
     each = np.nan_to_num(np.abs((permuted - 0.5) / spread)).max(axis=0)
     return float((1 + (each >= observed - 1e-9).sum()) / (1 + len(each)))
-
-
-def _holm(p: Sequence[float]) -> list[float]:
-    order, found, least = np.argsort(p), [0.0] * len(p), 0.0
-    for rank, i in enumerate(order.tolist()):
-        least = max(least, min(1.0, (len(p) - rank) * p[i]))
-        found[i] = least
-    return found
 
 
 @dataclass(frozen=True)

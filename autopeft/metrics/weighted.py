@@ -123,20 +123,29 @@ def _calibration(
 ) -> list[Cell]:
     found: list[Cell] = []
     for c in columns:
-        known = ~np.isnan(p.target[:, c])
-        z, y = class_logit(p, c)[known], p.target[known, c].astype(np.float64)
-        found.append(partial(_fitted, fit, z, y, unit[known]))
+        known, logit = ~np.isnan(p.target[:, c]), class_logit(p, c)
+        each = [np.flatnonzero(known & (p.part == part)) for part in np.unique(p.part)]
+        models = [(logit[r], p.target[r, c].astype(np.float64), unit[r]) for r in each]
+        found.append(partial(_fitted, fit, models))
     return found
 
 
 def _fitted(
     fit: Callable[[Floats, Floats, Floats], Floats],
-    z: Floats,
-    y: Floats,
-    unit: Indices,
+    models: Sequence[tuple[Floats, Floats, Indices]],
     weight: Floats,
 ) -> Floats:
-    return fit(z, y, weight[unit])
+    """Mean over the models, by rows; a model that a resample left with one label has no say."""
+    every, rows = [], []
+    for z, y, unit in models:
+        w = weight[unit]
+        positive, total = y @ w, w.sum(axis=0)
+        both = (positive > 0) & (positive < total)
+        every.append(np.where(both, fit(z, y, w), 0.0))
+        rows.append(np.where(both, total, 0.0))
+    whole = np.sum(rows, axis=0)
+    share = np.divide(rows, whole, out=np.zeros((len(rows), len(whole))), where=whole > 0)
+    return np.where(whole > 0, (np.array(every) * share).sum(axis=0), np.nan)
 
 
 _Maker = Callable[[Predictions, Indices, int, Sequence[int]], list[Cell]]

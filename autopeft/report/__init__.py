@@ -1,5 +1,5 @@
 """The page of a finished run: one self-contained ``report.html``."""
 
-from autopeft.report.render import write_report
+from autopeft.report.render import page, write_report
 
-__all__ = ["write_report"]
+__all__ = ["page", "write_report"]

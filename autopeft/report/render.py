@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from autopeft import patient_words, words
+from autopeft import choice_words, patient_words, words
 from autopeft.files import write_text
 from autopeft.plot import plot_front, plot_groups, read_points
 from autopeft.words import Numbers
@@ -32,13 +32,20 @@ def write_report(folder: Path, numbers: Numbers) -> Path:
     Returns:
         The page.
     """
-    folder = Path(folder)
+    path = Path(folder) / "report.html"
+    write_text(path, page(Path(folder), numbers))
+    return path
+
+
+def page(folder: Path, numbers: Numbers) -> str:
+    """The text of ``report.html``; arguments as those of ``write_report``."""
     terms = list(numbers["front"][0]["values"]) if numbers["front"] else []
     front = plot_front(numbers, read_points(folder, terms))
-    page = _template().render(
+    text: str = _template().render(
         n=numbers,
         words=words,
         patients=patient_words,
+        choice=choice_words,
         models=_models(numbers),
         labels=_labels(numbers),
         groups=_groups(numbers),
@@ -48,9 +55,7 @@ def write_report(folder: Path, numbers: Numbers) -> Path:
         terms=terms,
         front_figure=Markup(front.svg) if front else None,
     )
-    path = folder / "report.html"
-    write_text(path, page)
-    return path
+    return text
 
 
 def _template() -> Any:

@@ -117,9 +117,10 @@ def answer(setup: Setup, job: Job, fate: str) -> Outcome:
         epoch=job.stop,
         predictions=f"{job.name}.npz",
         cost=_cost(world, job),
-        state=job.name,
+        state=None if job.part.startswith("fold:") else job.name,
         train_loss=1 - auroc,
         extra={"simulated": True, "auroc": auroc, "worst_group_auroc": worst},
+        part=job.part,
     )
 
 

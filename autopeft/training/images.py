@@ -164,6 +164,7 @@ def build_store(
     cache: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
     threads: int = 2,
+    fixed: Rule | None = None,
 ) -> ImageStore:
     """Decodes what is not decoded yet; a killed build goes on where it stopped.
 
@@ -176,21 +177,20 @@ def build_store(
             change, size, fit: a replaced image makes a new store.
         progress: called with (images done, images in all).
         threads: decoding threads (Pillow releases the interpreter lock).
+        fixed: the rule of the images that a model was trained on, which these have to follow:
+            its channels, and its white where it has one. None = these files decide.
 
     Raises:
         UserError: names and counts the files that cannot be read; nothing is kept then.
     """
-    files = [inside(root, str(p)) for p in paths]
-    missing = [str(p) for p, file in zip(paths, files, strict=True) if not file.is_file()]
-    if missing:
-        raise _unreadable(missing, root)
-    folder = cache / f"images-{_key(files, paths, size, fit)}"
+    files = _existing(root, paths)
+    folder = cache / f"images-{_key(files, paths, size, fit, fixed)}"
     if (folder / "store.json").exists():
         return open_store(folder)
     locked = cache / f"{folder.name}.lock"
     with lock(locked, wait=True):
         if not (folder / "store.json").exists():
-            rule, bad = _fill_all(folder, files, size, fit, progress, threads)
+            rule, bad = _fill_all(folder, files, size, fit, progress, threads, fixed)
             if bad:
                 shutil.rmtree(folder)
                 locked.unlink()
@@ -199,8 +199,29 @@ def build_store(
     return open_store(folder)
 
 
-def _key(files: Sequence[Path], paths: Sequence[str], size: int, fit: str) -> str:
-    h = hashlib.sha256(json.dumps([size, fit]).encode())
+def is_built(root: Path, paths: Sequence[str], size: int, fit: str, cache: Path) -> bool:
+    """Whether ``build_store`` would find everything decoded; its arguments.
+
+    Raises:
+        UserError: names and counts the files that are missing.
+    """
+    key = _key(_existing(root, paths), paths, size, fit, None)
+    return (cache / f"images-{key}" / "store.json").exists()
+
+
+def _existing(root: Path, paths: Sequence[str]) -> list[Path]:
+    """The files of some paths, all of which are there."""
+    files = [inside(root, str(p)) for p in paths]
+    missing = [str(p) for p, file in zip(paths, files, strict=True) if not file.is_file()]
+    if missing:
+        raise _unreadable(missing, root)
+    return files
+
+
+def _key(
+    files: Sequence[Path], paths: Sequence[str], size: int, fit: str, fixed: Rule | None
+) -> str:
+    h = hashlib.sha256(json.dumps([size, fit, *([asdict(fixed)] if fixed else [])]).encode())
     for file, path in zip(files, paths, strict=True):
         stat = file.stat()
         h.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
@@ -223,15 +244,16 @@ def _fill_all(
     fit: str,
     progress: Callable[[int, int], None],
     threads: int,
+    fixed: Rule | None,
 ) -> tuple[Rule, list[int]]:
     """Decodes every file; one that calls for a wider rule starts the store over under that rule.
 
     Returns:
         The rule, and the rows that cannot be read.
     """
-    rule = _saved_rule(folder) or Rule()
+    rule = _saved_rule(folder) or fixed or Rule()
     while True:
-        wider, bad = _fill(folder, files, size, fit, rule, progress, threads)
+        wider, bad = _fill(folder, files, size, fit, rule, progress, threads, fixed)
         if wider == rule:
             return rule, bad
         rule = wider
@@ -245,6 +267,7 @@ def _fill(
     rule: Rule,
     progress: Callable[[int, int], None],
     threads: int,
+    fixed: Rule | None,
 ) -> tuple[Rule, list[int]]:
     """Decodes the missing rows under one rule, or up to a file that calls for a wider one."""
     array, filled = _open_maps(folder, rule, (len(files), size, size, rule.channels))
@@ -252,7 +275,7 @@ def _fill(
     def one(i: int) -> Rule | None:
         try:
             image = _read(files[i])
-            wider = rule.widened(_rule_of(image))
+            wider = _held(rule.widened(_rule_of(image)), fixed)
             if wider == rule:
                 array[i] = _square(image, size, fit, rule)
             return wider
@@ -272,6 +295,11 @@ def _fill(
             bad += [i for i, need in zip(rows, needs, strict=True) if not need]
             progress(len(files) - len(todo) + start + len(rows), len(files))
     return rule, bad
+
+
+def _held(rule: Rule, fixed: Rule | None) -> Rule:
+    """The rule as far as it is free."""
+    return rule if fixed is None else Rule(fixed.channels, fixed.white or rule.white)
 
 
 def _saved_rule(folder: Path) -> Rule | None:

@@ -24,7 +24,7 @@ def everyone(task):
     """All rows: path -> (split, label row, groups)."""
     task.open_test()
     found = {}
-    for split in (*SPLITS, *task.external):
+    for split in (*SPLITS, "uncertain", *task.external):
         rows = task.rows(split)
         for i, path in enumerate(rows.path.tolist()):
             groups = {k: str(v[i]) for k, v in rows.groups.items()}
@@ -137,8 +137,51 @@ def test_the_policy_touches_train_only(tmp_path, policy, edema, cardiomegaly, ef
 def test_mixed_ignores_the_other_labels(tmp_path):
     rows = many() + [row(p, 2, Fracture="-1.0") for p in range(1, 161)]
     task = load(write(tmp_path, rows), label=("Fracture",))
-    assert not any("study2" in path for path in task.paths)
-    assert "160 images without a known label were left out" in task.notes
+    found = everyone(task)
+    waiting = [split for path, (split, _, _) in found.items() if "study2" in path]
+    assert set(waiting) == {"uncertain"}
+    left = 160 - len(waiting)
+    assert f"{left} images without a known label were left out" in task.notes
+
+
+def test_uncertain_images_of_test_patients_wait_for_the_readings(tmp_path):
+    """Sealed like test, of test patients only, and nobody else moves for them."""
+    alone = [row(p, Fracture="-1.0") for p in range(1001, 1101)]  # never a certain label
+    rows = many() + [row(p, 2, Fracture="-1.0") for p in range(1, 161)] + alone
+    task = load(write(tmp_path / "a", rows), label=("Fracture",))
+    with pytest.raises(RuntimeError, match="sealed"):
+        task.rows("uncertain")
+    with pytest.raises(RuntimeError, match="sealed"):
+        task.unsure("uncertain")
+    found = everyone(task)
+    certain = everyone(load(write(tmp_path / "b", many()), label=("Fracture",)))
+    assert {k: v[0] for k, v in found.items() if v[0] != "uncertain"} == {
+        k: v[0] for k, v in certain.items()
+    }
+    test = {k.split("/")[1] for k, v in found.items() if v[0] == "test"}
+    waiting = task.rows("uncertain")
+    mine = [p for p in waiting.patient if p < "patient01000"]
+    assert set(mine) == test
+    assert 8 <= len(waiting) - len(mine) <= 22  # 15% of the patients who are never certain
+    assert np.isnan(waiting.label).all()
+    assert task.unsure("uncertain").all()
+    assert not task.unsure("test").any()
+    assert task.patients == 160
+    assert f"{len(waiting)} images of test patients have uncertain labels only" in "".join(
+        task.notes
+    )
+
+
+def test_an_uncertain_label_beside_a_certain_one_is_marked(tmp_path):
+    rows = many()
+    for r in rows:
+        r["Edema"] = "-1.0" if r["Age"] == "70" else r["Edema"]
+    task = load(write(tmp_path, rows), label=("Edema", "Fracture"))
+    task.open_test()
+    test, unsure = task.rows("test"), task.unsure("test")
+    assert np.array_equal(unsure[:, 0], test.groups["age:60"] == "age>=60")
+    assert np.isnan(test.label[unsure]).all()
+    assert not unsure[:, 1].any()
 
 
 def test_blank_is_zero_or_ignored(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from autopeft.data.counted import check_groups, counted_groups
+from autopeft.data.counted import check_groups, choose_inner, counted_groups
 from autopeft.errors import UserError
 from autopeft.settings import Settings
 
@@ -53,32 +53,97 @@ def test_for_several_labels_half_of_them_must_be_scorable():
     assert counted.labels == {"sex": ("c0", "c1")}
 
 
-def test_auto_refuses_what_would_be_cross_validation():
-    made = task({"sex=F": (20, 12), "sex=M": (7, 40)})
-    with pytest.raises(UserError) as caught:
-        check_groups(made, settings(inner="auto"))
-    message = str(caught.value)
-    assert "sex=M has 7 positive and 40 negative" in message
-    assert "sex=F" not in message
-    # Neither holdout (one group would be left) nor --min-group 7 (below 10) would do.
-    assert message.endswith("Drop the --group.")
+def with_train(search, train):
+    """The same groups in train and search, 1 + 1 patients elsewhere."""
+    rows = []
+    for split in ("train", "search", "confirm", "test"):
+        counts = {"search": search, "train": train}.get(split, dict.fromkeys(search, (1, 1)))
+        for sex, (positive, negative) in counts.items():
+            rows += [(split, sex, 1)] * positive + [(split, sex, 0)] * negative
+    split, sex, sick = zip(*rows, strict=True)
+    return synthetic.task(range(len(rows)), [[s] for s in sick], {"sex": sex}, split)
 
 
-def test_auto_offers_what_works():
-    made = task({"sex=F": (20, 12), "sex=M": (15, 40), "sex=X": (14, 14)})
-    with pytest.raises(UserError, match="Lower --min-group to 12, or drop the --group") as caught:
-        check_groups(made, settings(inner="auto", min_group=20))
-    assert "holdout (" not in str(caught.value)
-    assert check_groups(made, settings(inner="auto", min_group=12)).left_out == {"sex": {}}
-    made = task({"sex=F": (20, 12), "sex=M": (15, 40), "sex=X": (3, 14)})
-    with pytest.raises(UserError, match=r"Take --inner holdout \(.*\), or drop the --group\.$"):
-        check_groups(made, settings(inner="auto"))
-    assert len(check_groups(made, settings()).groups["sex"]) == 2
+def test_auto_takes_folds_where_the_smallest_group_is_too_small_in_search():
+    few, more = {"sex=F": (20, 12), "sex=M": (7, 40)}, {"sex=F": (60, 50), "sex=M": (20, 90)}
+    found = check_groups(with_train(few, more), settings(inner="auto"))
+    assert found.inner == "cv5"
+    assert found.why == "sex=M has 7 positive and 40 negative patients in search, --min-group 10"
+    assert found.groups == {"sex": ("sex=F", "sex=M")}  # counted over all folds
+    assert found.left_out == {"sex": {}}
+    held = counted_groups(with_train(few, more), 10)
+    assert held.groups == {"sex": ("sex=F",)}
+    assert check_groups(with_train(few, more), settings(inner="auto"), needed=False).inner == (
+        "holdout"  # 27 positive and 52 negative patients: nobody asked for groups
+    )
+
+
+def test_folds_name_who_is_too_few_in_all_of_them():
+    few = {"sex=F": (20, 12), "sex=M": (20, 40), "sex=X": (1, 2)}
+    more = {"sex=F": (60, 50), "sex=M": (20, 90), "sex=X": (4, 3)}
+    found = check_groups(with_train(few, more), settings(inner="auto"))
+    assert found.groups == {"sex": ("sex=F", "sex=M")}
+    assert found.notes == (
+        "sex=X does not count: 5 positive and 5 negative patients in all folds (--min-group 10)",
+    )
+    gone = with_train({"sex=F": (20, 12), "sex=X": (1, 2)}, {"sex=F": (60, 50), "sex=X": (4, 3)})
+    with pytest.raises(UserError, match="patients in all folds: sex=X has 5 positive"):
+        check_groups(gone, settings(inner="auto"))
+
+
+def test_auto_without_groups_looks_at_everyone():
+    made = task({"sex=F": (2, 40), "sex=M": (7, 40)})
+    found = check_groups(made, settings(inner="auto"), needed=False)
+    assert (found.inner, found.why) == (
+        "cv5",
+        "search has 9 positive and 80 negative patients, --min-group 10",
+    )
+    found = check_groups(made, settings(inner="auto", min_group=9), needed=False)
+    assert (found.inner, found.why) == (
+        "holdout",
+        "search has 9 positive and 80 negative patients",
+    )
+
+
+def test_auto_is_a_holdout_from_five_thousand_patients_on():
+    few = {"sex=F": (20, 12), "sex=M": (20, 40), "sex=X": (1, 2)}
+    for negative, inner in ((4817, "cv5"), (4818, "holdout")):
+        more = {"sex=F": (60, negative), "sex=M": (10, 3), "sex=X": (1, 1)}
+        made = with_train(few, more)
+        found = choose_inner(made, settings(inner="auto"), needed=True)
+        assert (made.patients, found[0]) == (negative + 182, inner)
+
+
+def test_a_share_of_the_labels_and_folds_exclude_each_other():
+    made = task({"sex=F": (2, 2), "sex=M": (2, 2)})
+    few = settings(inner="auto", label_fraction=0.1)
+    assert choose_inner(made, few, needed=False)[0] == "holdout"
+    with pytest.raises(UserError, match="beyond the share"):
+        choose_inner(made, settings(inner="cv5", label_fraction=0.1), needed=False)
+
+
+def test_what_the_user_says_is_not_explained():
+    made = task({"sex=F": (20, 20), "sex=M": (20, 20)})
+    for inner in ("holdout", "cv5"):
+        found = check_groups(made, settings(inner=inner))
+        assert (found.inner, found.why) == (inner, "")
 
 
 def test_auto_takes_holdout_where_all_groups_count():
     made = task({"sex=F": (20, 12), "sex=M": (11, 40)})
-    assert check_groups(made, settings(inner="auto")).groups == {"sex": ("sex=F", "sex=M")}
+    found = check_groups(made, settings(inner="auto"))
+    assert found.groups == {"sex": ("sex=F", "sex=M")}
+    assert found.inner == "holdout"
+
+
+def test_a_holdout_that_loses_an_attribute_offers_folds_where_they_would_do():
+    few = {"sex=F": (20, 12), "sex=M": (7, 40)}
+    kept = with_train(few, {"sex=F": (60, 50), "sex=M": (20, 90)})
+    with pytest.raises(UserError, match="Drop this --group, or take --inner cv5."):
+        check_groups(kept, settings())
+    lost = with_train(few, {"sex=F": (60, 50), "sex=M": (2, 90)})
+    with pytest.raises(UserError, match=r"Drop this --group\.$"):
+        check_groups(lost, settings())
 
 
 def test_holdout_names_the_groups_that_do_not_count():
@@ -100,7 +165,7 @@ def test_holdout_refuses_an_attribute_that_drops_out():
 
 
 def test_no_number_is_offered_where_none_would_do():
-    for positive in (0, 1, 9):  # objectives on groups need ten
+    for positive in (0, 1, 8):  # objectives on groups need ten; the folds hold one more
         made = task({"sex=F": (20, 12), "sex=M": (positive, 40)})
         for inner in ("auto", "holdout"):
             with pytest.raises(UserError) as caught:
@@ -119,9 +184,3 @@ def test_groups_that_nobody_needs_stop_nothing():
     counted = check_groups(made, settings(inner="auto"), needed=False)
     assert counted.groups == {"sex": ()}
     assert len(counted.notes) == 2
-
-
-def test_cross_validation_is_refused_clearly():
-    made = task({"sex=F": (20, 20), "sex=M": (20, 20)})
-    with pytest.raises(UserError, match=r"--inner cv5: .*not in this version.*--inner holdout"):
-        check_groups(made, settings(inner="cv5"), needed=False)

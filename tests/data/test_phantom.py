@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from autopeft.data.film import draw
-from autopeft.data.phantom import Phantom, describe, load_phantom, write_phantom
+from autopeft.data.phantom import Phantom, _random, describe, load_phantom, write_phantom
 from autopeft.errors import UserError
 from autopeft.settings import Settings
 
@@ -193,6 +193,63 @@ def test_duplicates_are_near_and_under_another_id():
     assert (table(replace(phantom, duplicates=0.0))["duplicate_of"] == "").all()
 
 
+def test_later_options_change_nothing_where_they_are_not_given():
+    # The folder's name, and with it every run made before there were these options.
+    assert Phantom().digest == "0a1a8fd540"
+    assert replace(SMALL, copies=2).digest != SMALL.digest
+    phantom = replace(SMALL, patients=400, images_per_patient=1, duplicates=0.6)
+    drawn = [_random(phantom, 2, p).random() < phantom.duplicates for p in range(400)]
+    copied = (table(phantom)["duplicate_of"] != "").tolist()
+    for patient in range(1, 400):  # in a run of drawn patients every other one is a copy
+        run = next(n for n in range(patient + 1) if patient == n or not drawn[patient - n])
+        assert copied[patient] == (run % 2 == 1)
+
+
+def test_copies_say_how_often_a_film_is_there():
+    phantom = replace(SMALL, patients=40, images_per_patient=1, duplicates=1.0, copies=3)
+    people = table(phantom)
+    firsts = people[people["duplicate_of"] == ""]
+    assert firsts["patient_id"].tolist() == [f"phantom{p:06d}" for p in range(0, 40, 4)]
+    assert (people["duplicate_of"].value_counts().drop("") == 3).all()
+    some = table(replace(phantom, patients=400, duplicates=0.3))
+    counts = some["duplicate_of"].value_counts().drop("")
+    assert set(counts[:-1]) == {3}
+    assert not set(counts.index) & set(some[some["duplicate_of"] != ""]["patient_id"])
+
+
+def test_a_bias_in_everyone():
+    people = table(
+        replace(
+            SMALL, patients=400, images_per_patient=1, shortcut=1.0, shortcut_in="everyone",
+            weak_group=0.5, weak_in="everyone", label_noise=0.2, label_noise_in="everyone",
+        )
+    )  # fmt: skip
+    assert (people["mark"] == people["lesion"]).all()
+    assert (people["contrast"] == 0.5).all()
+    for sex in "FM":
+        own = people[people["sex"] == sex]
+        assert abs((own["lesion"] != own["true_lesion"]).mean() - 0.2) < 0.08
+
+
+def test_wrong_labels_in_train_only(tmp_path):
+    options = {"patients": "200", "size": "32", "label_noise": "0.3", "label_noise_in": "everyone"}
+    tasks = {
+        split: load_phantom(
+            Settings(data_option={**options, "label_noise_split": split}), tmp_path
+        )
+        for split in ("all", "train")
+    }
+    truth = pd.read_csv(next(tmp_path.glob("phantom-*")) / "labels.csv").set_index("path")
+    for split, task in tasks.items():
+        for name in ("train", "search", "confirm", "test"):
+            rows = task.open_test() if name == "test" else task.rows(name)
+            wrong = (rows.label[:, 0] != truth.loc[rows.path, "true_lesion"]).mean()
+            if split == "train" and name != "train":
+                assert wrong == 0
+            else:
+                assert 0.12 < wrong < 0.5
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [
@@ -201,6 +258,8 @@ def test_duplicates_are_near_and_under_another_id():
         ({"prevalence": "1.5"}, "out of range"),
         ({"size": "8"}, "out of range"),
         ({"weak_in": "sex=W"}, "is no group"),
+        ({"label_noise_split": "tests"}, "is not possible"),
+        ({"copies": "0"}, "out of range"),
     ],
 )
 def test_bad_options_write_nothing(option, words, tmp_path):

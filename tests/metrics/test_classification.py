@@ -167,26 +167,6 @@ def test_tpr_at_specificity_gives_each_part_its_own_threshold(table):
 
 
 @settings(deadline=None)
-@given(seed=seeds, n=st.integers(1, 60), target=st.sampled_from([0.0, 0.5, 0.8, 0.9, 0.95]))
-def test_threshold_at_specificity_is_the_lowest_that_reaches_it(table, seed, n, target):
-    rng = np.random.default_rng(seed)
-    p = table(np.round(rng.normal(size=n), 1), rng.integers(0, 2, n))
-    (limit,) = m.fit_threshold_at_specificity(p, target)
-    if not (p.target == 0).any():
-        assert limit is None
-        return
-    assert m.specificity(p, (limit,))["c0"] >= target - 1e-12
-    lower = np.unique(p.probability)
-    for t in lower[lower < limit]:
-        assert m.specificity(p, (t,))["c0"] < target
-    curve = m.tpr_at_specificity(p, target)
-    if curve is not None:
-        assert m.sensitivity(p, (limit,))["c0"] == pytest.approx(curve)
-    with pytest.raises(ValueError, match="specificity"):
-        m.fit_threshold_at_specificity(p, 1.0)
-
-
-@settings(deadline=None)
 @given(y=labels, seed=seeds, ties=st.booleans())
 def test_f1_equals_sklearn(table, y, seed, ties):
     y = np.array(y)

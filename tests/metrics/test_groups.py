@@ -1,4 +1,7 @@
 import numpy as np
+import pytest
+from fairlearn.metrics import MetricFrame
+from sklearn.metrics import recall_score
 
 from autopeft.metrics.groups import (
     cell_text,
@@ -6,7 +9,6 @@ from autopeft.metrics.groups import (
     group_table,
     patient_counts,
     scorable_groups,
-    scorable_labels,
     scored_groups,
     unscored_groups,
 )
@@ -81,9 +83,7 @@ def test_a_counted_group_that_is_not_scored_is_named(table):
 
 def test_labels_fixed_before_trial_1_hold_on_every_split(table):
     p = cells(table, {"F": [(60, 60), (12, 60)], "M": [(60, 60), (60, 60)]})
-    fixed = scorable_labels(p, {"sex": ("F", "M")}, least=50)
-    assert fixed == {"sex": ("c0",)}
-    (scored,) = scored_groups(p, {"sex": ("F", "M")}, fixed)
+    (scored,) = scored_groups(p, {"sex": ("F", "M")}, {"sex": ("c0",)})
     assert scored.columns == (0,)
 
 
@@ -128,3 +128,19 @@ def test_counts_below_eleven_do_not_leave_the_house():
     assert cell_text(None, 12, 3, shared=True) == "n/a (12+/<11-)"
     assert [count_text(n, shared=True) for n in (0, 10, 11)] == ["<11", "<11", "11"]
     assert count_text(3) == "3"
+
+
+def test_missed_findings_are_one_minus_fairlearns_recall_by_group(table):
+    rng = np.random.default_rng(0)
+    y = (rng.random(400) < 0.4).astype(float)
+    p = table(rng.normal(size=400) + y, y, groups={"sex": rng.choice(["F", "M"], 400)})
+    positive = p.target[:, 0] == 1
+    frame = MetricFrame(
+        metrics=recall_score,
+        y_true=p.target[positive, 0].astype(int),
+        y_pred=(p.probability[positive, 0] >= 0.7).astype(int),
+        sensitive_features=p.groups["sex"][positive],
+    )
+    rows = {row.group: row.missed for row in group_table(p, thresholds=(0.7,))}
+    for group in ("F", "M"):
+        assert rows[group] == pytest.approx(1 - frame.by_group[group])
