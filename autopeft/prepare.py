@@ -339,7 +339,8 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
         "methods_from": [{"file": f.path.name, "sha256": f.sha256} for f in ready.space.plugins],
         "epochs": settings.epochs,
         "rungs": list(ready.ladder(settings.epochs).stops),
-        "finalists": f"{settings.confirm}, and always the linear probe at its best readout",
+        "finalists": f"{settings.confirm}, and always the linear probe at its best readout; "
+        "the rule's pick, then whom replays pick most often",
         "seeds": settings.seeds
         or dict(zip(("screen", "last two and baselines"), SEEDS, strict=True)),
         "baselines": list(wanted),
@@ -348,7 +349,8 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
         "groups": {a: list(g) for a, g in ready.counted.groups.items()},
         "groups_left_out": list(ready.counted.notes),
         "ranking": f"{objective.primary} on confirm, mean of the seeds; "
-        "within one paired standard error the fewest trained parameters win",
+        "within one paired standard error the fewest trained parameters win; "
+        "where confirm cannot say, the most frequent pick of the replays",
         "contrast": f"winner minus the baseline strongest on confirm, {objective.primary}, test",
         "alpha": 0.05,
         "margin": settings.margin,

@@ -14,6 +14,7 @@ import numpy as np
 from autopeft.evaluation import Evaluation, Floats
 from autopeft.metrics import METRICS
 from autopeft.metrics.classification import operating_points
+from autopeft.metrics.decided import DECIDED, decided
 from autopeft.metrics.pairs import Indices
 from autopeft.metrics.resampling import Weighted, prepared
 from autopeft.metrics.weighted import WEIGHTED
@@ -36,7 +37,7 @@ def how(metric: Measure) -> How:
         return "copied"
     if metric in _COUNTED or "memorization" in METRICS[metric].needs:
         return "held"
-    return "weighted" if metric in _RANKED else "copied"
+    return "weighted" if metric in _RANKED or metric in DECIDED else "copied"
 
 
 def redrawn(metric: Measure, evaluation: Evaluation, unit: Indices) -> Weighted:
@@ -50,7 +51,8 @@ def redrawn(metric: Measure, evaluation: Evaluation, unit: Indices) -> Weighted:
     kind = how(metric)
     if kind == "weighted":
         assert isinstance(metric, str)
-        return prepared(evaluation.search, unit, metric, evaluation.counted, evaluation.labels)
+        make = decided if metric in DECIDED else prepared
+        return make(evaluation.search, unit, metric, evaluation.counted, evaluation.labels)
     if kind == "held":
         return Held(measure(metric, evaluation))
     return Redone(metric, evaluation, unit)

@@ -21,6 +21,7 @@ FEW, LEAST = 16, 32  # images of the first try, which says how many more there m
 _LONG = 4.0  # seconds of one epoch from which nothing else matters in a job
 _EPOCH = 1.0  # seconds that an epoch of the deepest candidate should take
 _MORE = 4  # epochs of the long stretch
+_BUSY = 1.5  # load for each core from which a first, cold job says nothing
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,9 @@ class _Watch:
         prefix = _missing(first.outcome)
         self.measured.append(f"LoRA on {share:.0%} of the blocks, {n} images")
         if first.work > _LONG and not self.time_left:
+            if self.busy > _BUSY:
+                load = f"load {self.busy:.1f} for each core"
+                raise RunError(f"this machine is too busy to be timed ({load}): ask again later")
             return Depth(share, first.work / n, 0.0, prefix)
         one = self.lora(setup, last, 1, 2, first.outcome.state)
         if one.work > _LONG:

@@ -13,6 +13,7 @@ import argparse
 
 import numpy as np
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from autopeft.evaluation import Predictions
 from autopeft.metrics.classification import auroc
@@ -68,6 +69,12 @@ def variances(p: Predictions) -> tuple[float, float]:
     return float(np.concatenate(drawn).var(ddof=1)), float(np.var(each, ddof=1))
 
 
+def satterthwaite(v: float, s: float, n: int) -> float:
+    """Half-width as in ``autopeft.metrics.folds``."""
+    degrees = (v + s / 4) ** 2 / (v**2 / (n - 1) + (s / 4) ** 2 / (FOLDS - 1))
+    return float(student.ppf(0.975, degrees) * (v + s / 4) ** 0.5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=int, default=500)
@@ -78,7 +85,8 @@ def main() -> None:
         "S^2 / 5, t": lambda v, s: t * (s / 5) ** 0.5,
         "(1/5 + 1/4) S^2, t (Nadeau & Bengio)": lambda v, s: t * (0.45 * s) ** 0.5,
         "patients + 1/4 S^2, z": lambda v, s: z * (v + s / 4) ** 0.5,
-        "patients + 1/4 S^2, t (autopeft)": lambda v, s: t * (v + s / 4) ** 0.5,
+        "patients + 1/4 S^2, t": lambda v, s: t * (v + s / 4) ** 0.5,
+        "patients + 1/4 S^2, t by Satterthwaite (autopeft)": satterthwaite,
         "patients + (1/5 + 1/4) S^2, t": lambda v, s: t * (v + 0.45 * s) ** 0.5,
     }
     print("| patients | true AUROC | interval | covers | mean half-width |\n|---|---|---|---|---|")
@@ -92,12 +100,13 @@ def main() -> None:
         parts = np.array([variances(p) for p in found])
         sd = values.std(ddof=1)
         for name, half in rules.items():
-            halves = np.array([half(v, s) for v, s in parts])
+            more = (n,) if half is satterthwaite else ()
+            halves = np.array([half(v, s, *more) for v, s in parts])
             covers = np.mean(np.abs(values - true) <= halves)
             print(f"| {n} | {true:.3f} | {name} | {covers:.1%} | {halves.mean():.3f} |")
         print(f"| {n} | {true:.3f} | 1.96 true standard deviations | | {1.96 * sd:.3f} |")
         some = [fold_interval(p, n=300) for p in found[:20]]
-        same = [t * (v + s / 4) ** 0.5 for v, s in parts[:20]]
+        same = [satterthwaite(v, s, n) for v, s in parts[:20]]
         assert np.allclose([(i.high - i.low) / 2 for i in some], same, rtol=0.15)
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/homogeneity.py gaps.csv            # 500 null tables, 200 with a gap; resumes
     python benchmarks/homogeneity.py gaps.csv --print    # the tables of docs/fairness.md
+    python benchmarks/homogeneity.py gaps.csv --known-errors    # its table of normal draws
 
-Two to four groups, patients with one to four images that share a patient effect, scores normal, AUROC
-.85 in the groups without a loss. A scenario is (patients in each group, true gap, who loses,
-labels). Each simulated table is one line of the CSV, with its own seed.
+Two to four groups, patients with one to four images that share a patient effect, scores normal,
+AUROC .85 in the groups without a loss. A scenario is (patients in each group, true gap, who
+loses, labels). Each simulated table is one line of the CSV, with its own seed.
 """
 
 from __future__ import annotations
@@ -230,6 +231,33 @@ the truth | mean gap seen | mean interval | mean smallest detectable |"
             yield f"| {scenario.gap:g} | {who} | {len(low)} | {above:.0%} | {held:.0%} |"
 
 
+SHAPES = {
+    "two": (0, 1),
+    "three, two tied": (0, 1, 1),
+    "four, three tied": (0, 1, 1, 1),
+    "four, two and two": (0, 0, 1, 1),
+    "four, evenly spread": (0, 1 / 3, 2 / 3, 1),
+}
+
+
+def known_errors(draws: int = 1000) -> Iterator[str]:
+    """Known normal errors: critical values from around the estimates, or from tied groups."""
+    yield "| groups | range in standard errors | around the estimates | groups tied (the tool) |"
+    yield "|---|---|---|---|"
+    for name, shape in SHAPES.items():
+        tester = RangeTest.of(np.eye(len(shape)))
+        for d in (1.5, 3.0, 5.0):
+            rng = np.random.default_rng([len(shape), int(10 * d)])
+            value = d * np.array(shape) + rng.normal(size=(draws, len(shape)))
+            found, nearest = tester.distance(value, d)
+            loose, tied = 0, 0
+            for t, near in zip(found, nearest, strict=True):
+                around, _ = tester.distance(near + tester.draws, d)
+                loose += t <= np.quantile(around, 1 - tester.alpha) * tester.scale
+                tied += t <= tester.critical(near, d)
+            yield f"| {name} | {d:g} | {loose / draws:.1%} | {tied / draws:.1%} |"
+
+
 def rejected(rows: Rows, name: str) -> str:
     """Share of p values below .05."""
     return f"{(numbers(rows, name) < 0.05).mean():.1%}"
@@ -247,7 +275,12 @@ def main() -> None:
     parser.add_argument("--tables", type=int, default=500, help="without a gap")
     parser.add_argument("--power", type=int, default=200, help="tables with a gap")
     parser.add_argument("--print", action="store_true")
+    parser.add_argument("--known-errors", action="store_true", help="the table of normal draws")
     options = parser.parse_args()
+    if options.known_errors:
+        for line in known_errors():
+            print(line, flush=True)
+        return
     if not options.print:
         run(options.csv, options.tables, options.power)
     print("\n".join(lines(read(options.csv))))

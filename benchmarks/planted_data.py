@@ -57,7 +57,7 @@ class Size:
 
 SIZE = Size()
 MEN = "sex=M"
-CONTRAST = 2.0  # at 56 px what 1 is at 112
+CONTRAST = 1.0
 
 
 @dataclass(frozen=True)

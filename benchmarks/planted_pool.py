@@ -33,8 +33,8 @@ def _probe(block: int, pool: str, **train: Any) -> dict[str, Any]:
 
 DRO = {"sampling": "label_x_group", "group_dro": True}
 BOTH = {"readout_block": 6, "readout_pool": "token+avg"}
-# What a search over methods, depths, sampling and losses meets: a third of it weighs groups.
-POOL: dict[str, dict[str, Any]] = {
+# What the start of a search meets, methods and depths of all kinds: a quarter weighs groups.
+MIXED: dict[str, dict[str, Any]] = {
     "probe 6 token": _probe(6, "token"),
     "probe 6 both": _probe(6, "token+avg"),
     "probe 5 both": _probe(5, "token+avg"),
@@ -60,22 +60,36 @@ POOL: dict[str, dict[str, Any]] = {
     "bitfit blocks 4-5, DRO": {"method": "bitfit", "blocks": [4, 5], "lr": 5e-3} | DRO,
     "ssf blocks 4-5, DRO": {"method": "ssf", "blocks": [4, 5], "lr": 5e-3} | DRO,
 }
-REFERENCE = ("probe 6 both", "lora r=8 blocks 3-5")  # the floor of `fairness` is their best
+# What is left late in a search, only good places: half of it weighs groups.
+LATE = {
+    f"lora r={r} blocks {first}-5, lr {lr:g}{', DRO' if dro else ''}": _lora(first, r, lr=lr)
+    | BOTH
+    | (DRO if dro else {})
+    for first in (3, 4)
+    for r in (8, 32)
+    for lr in (2e-3, 4e-3)
+    for dro in (False, True)
+}
+POOLS = {"mixed": MIXED, "late": LATE}
+FLOOR = {
+    "mixed": ("probe 6 both", "lora r=8 blocks 3-5"),
+    "late": ("lora r=8 blocks 3-5, lr 0.002",),
+}
 
 
-def candidates(size: Size = SIZE) -> dict[str, Candidate]:
-    """Name -> candidate."""
+def candidates(kind: str, size: Size = SIZE) -> dict[str, Candidate]:
+    """Name -> candidate of a pool."""
     facts = data.network(size.image).facts
-    return {name: canonical(raw, facts) for name, raw in POOL.items()}
+    return {name: canonical(raw, facts) for name, raw in POOLS[kind].items()}
 
 
-def pool(out: Path, seed: int, shortcut: float, size: Size = SIZE) -> None:
+def pool(out: Path, kind: str, seed: int, shortcut: float, size: Size = SIZE) -> None:
     """Trains, picks and reads the truth for one seed; what is there is not done again."""
-    folder = out / f"pool-{shortcut:g}" / f"{seed:02d}"
-    made = {name: folder / f"{_file(name)}.npz" for name in POOL}
+    folder = out / f"{kind}-{shortcut:g}" / f"{seed:02d}"
+    made = {name: folder / f"{_file(name)}.npz" for name in POOLS[kind]}
     if (folder / "done").exists():
         return
-    net, everyone = data.network(size.image), candidates(size)
+    net, everyone = data.network(size.image), candidates(kind, size)
     found = data.films(out, data.phantom(seed, size.train + size.search, shortcut, size))
     rows = {"train": found.rows(slice(size.train)), "search": found.rows(slice(size.train, None))}
     setup = data.setup_of(found, rows, folder, size.epochs, size)
@@ -91,16 +105,16 @@ def pool(out: Path, seed: int, shortcut: float, size: Size = SIZE) -> None:
             spent = time.process_time() - began
             params = outcome.cost.trainable_params
             data.save(made[name], score=score, params=params, seconds=spent)
-            print(f"seed {seed} {name}: {spent:.1f} s", flush=True)
+            print(f"{kind} {seed} {name}: {spent:.1f} s", flush=True)
     _, states = data.fresh(out, shortcut, size)
-    for name in sorted(set(picks(folder, rows["search"]).values())):
+    for name in sorted(set(picks(folder, kind, rows["search"]).values())):
         file = folder / f"fresh-{_file(name)}.npz"
         if not file.exists():
             began = time.process_time()
             model = load_adapter(Path(setup.run_dir) / "states" / jobs[name].name, network=net)
             speed_up(model.adapted, "bf16", data.casts(size.image))
             data.save(file, score=data.scores(model.adapted, states).astype(np.float32))
-            print(f"seed {seed} fresh {name}: {time.process_time() - began:.1f} s", flush=True)
+            print(f"{kind} {seed} fresh {name}: {time.process_time() - began:.1f} s", flush=True)
     np.save(folder / "mark.npy", found.people["mark"].to_numpy()[size.train :])
     shutil.rmtree(folder / "cache", ignore_errors=True)
     shutil.rmtree(folder / "run", ignore_errors=True)
@@ -111,19 +125,19 @@ def _file(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def scored(folder: Path, rows: Rows) -> dict[str, tuple[data.Predictions, int]]:
+def scored(folder: Path, kind: str, rows: Rows) -> dict[str, tuple[data.Predictions, int]]:
     """Candidate -> predictions on search, trained numbers."""
     found = {}
-    for name in POOL:
+    for name in POOLS[kind]:
         with np.load(folder / f"{_file(name)}.npz") as file:
             found[name] = data.predictions(file["score"], rows), int(file["params"])
     return found
 
 
-def picks(folder: Path, rows: Rows) -> dict[str, str]:
+def picks(folder: Path, kind: str, rows: Rows) -> dict[str, str]:
     """Rule -> the candidate that it picks of a seed's pool, by the search patients."""
-    known = scored(folder, rows)
-    floor = max(data.values(known[name][0]).auroc for name in REFERENCE)
+    known = scored(folder, kind, rows)
+    floor = max(data.values(known[name][0]).auroc for name in FLOOR[kind])
     names = list(known)
     every = [data.evaluation(p, params, floor) for p, params in known.values()]
     fairness = load_objective("fairness")

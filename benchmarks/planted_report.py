@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from autopeft.files import write_text
 
 MARGIN = 0.01
 RULES = ("auroc", "worst_group", "fairness")
+BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
 
 @dataclass(frozen=True)
@@ -80,23 +81,25 @@ class Mean:
 # ---- pool ---------------------------------------------------------------------------------------
 
 
-def seeds_of(out: Path, shortcut: str, size: Size = SIZE) -> list[Seed]:
+def seeds_of(out: Path, kind: str, shortcut: str, size: Size = SIZE) -> list[Seed]:
     """All finished seeds of a pool."""
-    done = sorted(p.parent for p in (out / f"pool-{shortcut}").glob("*/done"))
+    done = sorted(p.parent for p in (out / f"{kind}-{shortcut}").glob("*/done"))
     if not done:
         return []
     strength = float(shortcut)
     rows = data.films(out, data.phantom(data.FRESH_SEED, size.fresh, strength, size)).rows()
-    return [_seed(out, folder, strength, rows, size) for folder in done]
+    return [_seed(out, folder, kind, strength, rows, size) for folder in done]
 
 
-def _seed(out: Path, folder: Path, shortcut: float, fresh: data.Rows, size: Size) -> Seed:
+def _seed(
+    out: Path, folder: Path, kind: str, shortcut: float, fresh: data.Rows, size: Size
+) -> Seed:
     number = int(folder.name)
     found = data.films(out, data.phantom(number, size.train + size.search, shortcut, size))
     rows, mark = found.rows(slice(size.train, None)), np.load(folder / "mark.npy")
     assert rows.label is not None
-    picks = planted_pool.picks(folder, rows)
-    known = planted_pool.scored(folder, rows)
+    picks = planted_pool.picks(folder, kind, rows)
+    known = planted_pool.scored(folder, kind, rows)
     truth = {
         name: data.values(data.predictions(planted_pool.fresh_scores(folder, name), fresh))
         for name in set(picks.values())
@@ -154,7 +157,7 @@ def candidate_lines(found: Sequence[Seed]) -> Iterator[str]:
     yield f"| candidate | AUROC | {groups} | follows the mark | picked |"
     yield "|---" * 8 + "|"
     picked = {rule: Counter(s.picks[rule] for s in found) for rule in RULES}
-    for name in planted_pool.POOL:
+    for name in found[0].search:
         values = [s.search[name] for s in found]
         cells = [np.mean([v.auroc for v in values])]
         cells += [np.mean([v.groups[g] for v in values]) for g in data.GROUPS]
@@ -180,7 +183,9 @@ def pool_picture(found: Sequence[Seed], shortcut: str) -> str:
         parts.append(f'<circle class="p1" cx="{x:.1f}" cy="{y.at(fair):.1f}" r="4"/>')
         parts.append(text(x, bottom + 18, str(s.number), "c mu"))
     parts.append(text(left, 22, "picked by: worst group (blue), AUROC (orange)"))
-    told = f"Shortcut {shortcut} in men, {len(found)} seeds, 24 candidates each."
+    told = (
+        f"Shortcut {shortcut} in men, {len(found)} seeds, {len(found[0].search)} candidates each."
+    )
     return figure(title, told, bottom + 54, parts, "planted").svg
 
 
@@ -265,22 +270,37 @@ def _share_interval(share: float, n: int) -> str:
 
 
 def report(out: Path, docs: Path | None) -> None:
-    """Prints every table that there is something for; draws into ``docs`` where that is given."""
-    print(f"{date.today()}\n")
-    for folder in sorted(out.glob("pool-*"), reverse=True):
-        shortcut = folder.name.removeprefix("pool-")
-        found = seeds_of(out, shortcut)
+    """Prints every table that there is something for.
+
+    Args:
+        out: the folder of everything.
+        docs: if given, the tables go into its ``planted.md`` too, and the pictures beside it.
+    """
+    parts: list[str] = []
+    for kind, shortcut in product(planted_pool.POOLS, ("0.9", "0.5", "0")):
+        found = seeds_of(out, kind, shortcut)
         if found:
-            print(f"## Shortcut {shortcut}, {len(found)} seeds\n")
-            print("\n".join(pool_lines(found)), "\n")
-            print("\n".join(candidate_lines(found)), "\n")
-            if docs:
-                name = f"planted_{shortcut.replace('.', '')}.svg"
+            title = f"Pool `{kind}`, shortcut {shortcut}, {len(found)} seeds"
+            lines = [*pool_lines(found), "", *candidate_lines(found)]
+            if docs and len(found) > 1:
+                name = f"planted_{kind}_{shortcut.replace('.', '')}.svg"
                 write_text(docs / name, pool_picture(found, shortcut) + "\n")
-    parts = (
+                lines += ["", f"![True worst group by seed]({name})"]
+            parts.append(_section(title, lines))
+    rest = (
         ("Memorization", memory_lines(read(out / "memory.csv", MEMORY))),
-        ("Alarms", alarm_lines(read(out / "alarm.csv", ALARM))),
+        ("Alarms where nothing was memorized", alarm_lines(read(out / "alarm.csv", ALARM))),
         ("Coverage", coverage_lines(read(out / "coverage.csv", COVERAGE))),
     )
-    for title, lines in parts:
-        print(f"## {title}\n\n" + "\n".join(lines) + "\n")
+    parts += [_section(title, list(lines)) for title, lines in rest]
+    text = "\n".join(parts)
+    print(text)
+    if docs:
+        page = docs / "planted.md"
+        before, _, tail = page.read_text().partition(BEGIN)
+        after = tail.partition(END)[2]
+        write_text(page, f"{before}{BEGIN}\n{text}{END}{after}")
+
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    return f"## {title}\n\n" + "\n".join(lines) + "\n"

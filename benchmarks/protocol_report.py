@@ -51,8 +51,8 @@ def search(found: Found) -> Iterator[str]:
     yield ""
     yield from table(
         "search patients", "candidates", "95% interval on `search` holds the truth", "on `test`",
-        "lost to the best of 200: search's pick", "winner", '"better" than the baseline on `search`',
-        "on `test`", "true gain",
+        "lost to the best of 200: search's pick", "winner",
+        '"better" than the baseline on `search`', "on `test`", "true gain",
     )  # fmt: skip
     for case, rows in found:
         cells = [share(rows, "search_covers", "True"), share(rows, "test_covers", "True")]
@@ -93,8 +93,9 @@ def worst(found: Found) -> Iterator[str]:
 def recipe(found: Found) -> Iterator[str]:
     """How often each interval of the recipe holds the truth, and how wide it is."""
     yield from table(
-        "seeds", "SD of AUROC over seeds", "test patients", "tables", "share of seeds in the variance",
-        "t, S - 1 (the tool)", "t, Satterthwaite", "patients alone",
+        "seeds", "SD of AUROC over seeds", "test patients", "tables",
+        "share of seeds in the variance", "t, S - 1 (the tool)", "t, Satterthwaite",
+        "patients alone",
     )  # fmt: skip
     for case, rows in found:
         cells = [f"{np.median(column(rows, 'seed_share')):.2f}"]

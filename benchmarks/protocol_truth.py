@@ -2,7 +2,7 @@
 
 The score of candidate k, trained with seed s, for an image i with label y:
 
-    score = sqrt(.70) hard(i) + sqrt(.23) own(k, i) + sqrt(.07) luck(k, s, i) + y sqrt(2) Q(A(k, s))
+    sqrt(.70) hard(i) + sqrt(.23) own(k, i) + sqrt(.07) luck(k, s, i) + y sqrt(2) Q(A(k, s))
 
 with Q the normal quantile. ``hard`` is what all candidates find difficult, ``own`` what this one
 does whatever its seed, ``luck`` what the seed adds; each is normal, 60% of it the patient's and

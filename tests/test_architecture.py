@@ -85,7 +85,8 @@ MAY = {
     "bench": "candidate evaluation job metrics parts progress runners study",
     "baselines": "backbones bench candidate evaluation job methods progress",
     "ablation": "backbones candidate evaluation methods metrics",
-    "selection": "backbones bench candidate evaluation job metrics objective progress replay study",
+    "selection": "backbones bench candidate evaluation job metrics objective progress replay "
+    "study",
     "confirmation": "baselines bench clock evaluation metrics objective progress replay selection "
     "settings study",
     "chain": "",
@@ -101,13 +102,15 @@ MAY = {
     "result": "adapter plot settings study",
     "answer": "backbones baselines bench clock confirmation data evaluation ledger metrics "
     "objective selection settings study",
-    "choice_numbers": "answer candidate confirmation evaluation metrics objective replay selection",
+    "choice_numbers": "answer candidate confirmation evaluation metrics objective replay "
+    "selection",
     "group_numbers": "answer evaluation metrics",
     "operating_numbers": "answer evaluation metrics",
     "context_numbers": "ablation answer metrics selection",
     "verdict": "answer evaluation metrics selection",
     "readings": "answer data evaluation metrics verdict",
-    "numbers": "answer bench choice_numbers context_numbers evaluation group_numbers metrics operating_numbers "
+    "numbers": "answer bench choice_numbers context_numbers evaluation group_numbers metrics "
+    "operating_numbers "
     "readings selection verdict",
     "patient_words": "words",
     "choice_words": "words",
@@ -115,7 +118,8 @@ MAY = {
     "plot": "drawing words",
     "report": "choice_words patient_words plot words",
     "summary": "choice_words patient_words result words",
-    "writing": "adapter answer baselines chain data ledger metrics numbers progress protocol report "
+    "writing": "adapter answer baselines chain data ledger metrics numbers progress protocol "
+    "report "
     "result seals selection",
     "stages": "ablation answer baselines bench clock confirmation job members metrics objective "
     "prepare progress protocol selection settings",
@@ -127,11 +131,13 @@ MAY = {
     "verification": "chain comparison ledger progress protocol recount result seals writing",
     "choices": "baselines bench candidate choice_numbers choice_words clock objective plugins "
     "progress rebuild replay result selection stages",
-    "external": "adapter adapter_files backbones data evaluation job ledger methods metrics progress "
+    "external": "adapter adapter_files backbones data evaluation job ledger methods metrics "
+    "progress "
     "seen settings training words",
     "rehearsal": "bench evaluation metrics objective",
     "members": "bench candidate evaluation job metrics parts progress",
-    "prepare": "adapter_files backbones baselines bench data job machine methods metrics objective "
+    "prepare": "adapter_files backbones baselines bench data job machine methods metrics "
+    "objective "
     "parts plugins progress protocol result runners schedule settings space starting study suited "
     "training",
 }

@@ -70,6 +70,9 @@ def test_the_last_two_and_the_baselines_get_more_seeds(searched, tmp_path):
     assert won.opponent.name == "lora_r8"
     assert not won.ranked_by_replay
     asked = [job for job in bench.runner.asked if job.kind == "rung"]
+    prints = {m.candidate.fingerprint for m in entrants.models if m.name in many}
+    more = {job.candidate.fingerprint for job in asked if job.repeat > 3}
+    assert more <= prints
     before = [job for job in asked if job.candidate == PROBE and job.repeat]
     assert before == []  # a baseline's seeds are a finalist's, too
 

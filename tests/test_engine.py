@@ -245,7 +245,7 @@ def test_folds_are_rungs(tmp_path):
     # One fold of each; the best of the three does two more, alone at that rung, so that it is
     # promoted only at the end, for the last two.
     assert seen == [
-        (0, "fold:0", "fold0"), (1, "fold:0", "fold0"), (2, "fold:0", "fold0"),
+        (0, "all", "fold0"), (1, "all", "fold0"), (2, "all", "fold0"),
         (1, "fold:1", "fold1"), (1, "fold:2", "fold2"),
         (1, "fold:3", "fold3"), (1, "fold:4", "fold4"),
     ]  # fmt: skip

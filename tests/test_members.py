@@ -14,7 +14,7 @@ from autopeft.job import Outcome, Rows
 from autopeft.members import planted_labels, recipe_attacks, with_null
 from autopeft.metrics import METRICS
 from autopeft.metrics.memorization import patient_signal
-from autopeft.parts import halves, part_rows, planted, scored_rows, subsample
+from autopeft.parts import fold_rows, halves, part_rows, planted, scored_rows, subsample
 
 
 class Memory:
@@ -55,7 +55,8 @@ class Memory:
         if job.kind == "rung":
             (self.audience.run_dir / "states" / job.name).mkdir(exist_ok=True)
         state = job.name if job.kind == "rung" else None
-        return Outcome("ok", "", job.stop, f"{job.name}.npz", Cost(10, 40), state, 0.1)
+        name = f"{job.name}.npz"
+        return Outcome("ok", "", job.stop, name, Cost(10, 40), state, 0.1, part=job.part)
 
 
 def bench_with_probe(folder, heart=1.0):
@@ -97,6 +98,20 @@ def test_an_evaluation_holds_members_probe_and_null(tmp_path, heart, low, high):
     without = bench.audience.evaluation(predictions, outcome.cost)
     assert without.train is without.probe is None
     assert METRICS["memorization"](without) is None
+
+
+def test_with_folds_members_are_those_of_the_training_that_is_kept(tmp_path):
+    bench = bench_with_probe(tmp_path, heart=2.0)
+    with_null(bench, lora(2), silent)
+    bench.audience = replace(bench.audience, folds=fold_rows(bench.audience.rows))
+    bench.train_folds([Model("a", lora(2))], "baseline", silent)
+    outcomes = bench.folds[lora(2).fingerprint]
+    whole, first = bench.audience.trial(outcomes), bench.audience.trial(outcomes[:1])
+    assert set(whole.search.part) == {0, 1, 2, 3, 4}
+    assert np.array_equal(whole.train.score, bench.audience.members_of(outcomes[0])[0].score)
+    assert 0.25 < METRICS["memorization"](whole) < 0.5
+    assert METRICS["memorization"](whole) == METRICS["memorization"](first)
+    assert METRICS["generalization_gap"](whole) == METRICS["generalization_gap"](first)
 
 
 def test_the_null_is_asked_for_once(tmp_path):

@@ -41,6 +41,13 @@ def test_trainings_are_those_of_the_protocol():
     ]
 
 
+def test_folds_take_the_place_of_the_reference_s_seeds():
+    few = Settings(seeds=2, confirm=3, baselines=THREE)
+    assert [d.count for d in before_search(few, (), folds=True)] == [5, 5]
+    after = {d.what: d.count for d in after_search(few, (), task(), folds=True)}
+    assert (after["linear_probe"], after["lora_r8"], after["full"]) == (2, 2, 3)  # the seeds
+
+
 def test_groups_bring_baselines_and_memorization_its_halves():
     plain = counts(Settings(seeds=2))
     grouped = counts(Settings(seeds=2), ("groups",))

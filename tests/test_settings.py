@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from autopeft.errors import UserError
-from autopeft.settings import MAY_CHANGE, Settings, from_mapping, load
+from autopeft.settings import FIRST_RUN, MAY_CHANGE, Settings, from_mapping, load
 
 OTHER = {
     "fit": "crop", "sampler": "random", "inner": "holdout", "runner": "ray", "precision": "fp32",
     "budget": 60.0, "cache_gb": 2.0, "image_size": 112, "weights": "w", "data_root": "d",
     "patient_column": "p", "split_column": "s", "data_option": {"a": "b"}, "label_fraction": 0.1,
-    "init_adapter": "runs/x/best", "init_mode": "naive",
+    "init_adapter": "runs/x/best", "init_mode": "naive", "seeds": 4,
 }  # fmt: skip
 
 
@@ -164,3 +164,9 @@ def test_the_run_s_name_says_data_and_aim(values, name):
     assert settings.run_name == name + settings.digest()
     assert settings.run_dir == Path("runs") / settings.run_name
     assert replace(settings, name="mine", runs_dir="r").run_dir == Path("r/mine")
+
+
+def test_seeds_screen_and_finish():
+    assert (Settings().screen_seeds, Settings().final_seeds) == (3, 5)
+    assert (Settings(seeds=4).screen_seeds, Settings(seeds=4).final_seeds) == (4, 4)
+    assert FIRST_RUN["seeds"] == 2

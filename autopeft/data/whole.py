@@ -76,7 +76,8 @@ def whole(
         try:
             named[parse(flag).flag] = group_names(frame, parse(flag), where)
         except UserError as error:
-            notes.append(f"no groups by {flag.partition(':')[0]}: {error.what}")
+            why = error.what.removesuffix(f" (--group {flag})").removesuffix(f" ({flag})")
+            notes.append(f"no groups by {flag.partition(':')[0]}: {why}")
     notes += [unknown_note(flag, names, patient) for flag, names in named.items()]
     rows = Rows(
         frame["path"].to_numpy(dtype=object).astype(np.str_),

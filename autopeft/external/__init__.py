@@ -35,7 +35,7 @@ from autopeft.external.table import write_predictions
 from autopeft.files import new_folder, remove_empty, write_json, write_text
 from autopeft.metrics.calibration import class_logit
 from autopeft.progress import Screen
-from autopeft.seen import record_of
+from autopeft.seen import Record, record_of
 from autopeft.version import __version__
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from autopeft.adapter import Model
 
+_THEMSELVES = "Not made: some of these patients are the adapter's own test patients."
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -92,7 +93,7 @@ def evaluate(adapter: str | Path, dataset: str, **options: Any) -> External:
         mapped = map_labels(data, info["classes"], info["kind"], asked.label_map)
         found = seen(record, data, asked.leave_out_trained)
         data, mapped = of_known_patients(data, mapped, found)
-        target = _target(asked, record.run.name if record else folder.resolve().name, data)
+        target = _target(asked, folder.resolve(), record, data)
         model = _model(folder, info, asked)
         p = _scored(model, data, mapped, asked, screen)
     except UserError:
@@ -108,6 +109,8 @@ def evaluate(adapter: str | Path, dataset: str, **options: Any) -> External:
         "seconds": round(time.monotonic() - began, 1),
     }
     numbers["data"] |= {"split": asked.split, "tested": found.tested}
+    if found.tested:  # a comparison of people with themselves
+        numbers |= {"drift": [], "drift_absent": _THEMSELVES}
     with new_folder(target) as fresh:
         write_json(fresh / "evaluation.json", numbers)
         write_text(fresh / "report.md", report(numbers))
@@ -130,9 +133,12 @@ def _groups(asked: Asked, known: tuple[str, Mapping[str, Any]] | None) -> tuple[
     return () if asked.group or known is None else tuple(known[1].get("counted") or ())
 
 
-def _target(asked: Asked, adapter: str, data: Whole) -> Path:
+def _target(asked: Asked, folder: Path, record: Record | None, data: Whole) -> Path:
     """Where the evaluation goes; an old one is never replaced."""
-    made = _NAME.sub("-", asked.name or f"{adapter}-on-{data.name}").strip("-.")[:100]
+    own = folder.name
+    if record is not None:
+        own = record.run.name if own == "best" else f"{record.run.name}-{own}"
+    made = _NAME.sub("-", asked.name or f"{own}-on-{data.name}").strip("-.")[:100]
     if asked.name and made != asked.name:
         fix = "Letters, digits, dots, dashes; up to 100."
         raise UserError(f"{asked.name[:60]!r} is no name for an evaluation", "--name", fix)
@@ -288,7 +294,7 @@ def _not_known(p: Predictions, mapped: Mapped, numbers: Mapping[str, Any]) -> li
     if blunt:
         lines.append(f"the adapter has no threshold for {', '.join(blunt)}: no decisions")
     if not p.groups:
-        lines.append("no patient groups were declared: nobody looked at differences between them")
+        lines.append("whether groups of patients differ: none were asked for that the data have")
     renamed = [f"{o} = {t}" for o, t in mapped.theirs.items() if o != t]
     if renamed:
         lines.append(f"whether these labels mean the same: {', '.join(renamed)}")

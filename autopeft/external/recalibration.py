@@ -56,6 +56,8 @@ def _of_label(p: Predictions, n: int, fitted: int) -> dict[str, Any]:
     after, folds = out_of_fold(p)
     if after is None:
         return {"reason": "too few patients to fit it without the patients that it is judged on"}
+    # Refitted probabilities have one scale, whichever fold fitted them.
+    after = replace(after, part=p.part)
     both = {"before": p, "after": after}
     found: dict[str, Any] = {
         side: {m: _told(q, m, fitted if "calibration" in m else n) for m in METRICS}

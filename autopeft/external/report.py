@@ -27,6 +27,7 @@ def report(numbers: Numbers) -> str:
     parts = [
         f"# {_safe(numbers['name'])}",
         f"**{RESEARCH}.**",
+        _headline(numbers),
         _list(_about(numbers)),
         "## Every label",
         _labels(numbers["labels"], numbers["mean_auroc"]),
@@ -41,6 +42,34 @@ def report(numbers: Numbers) -> str:
     if numbers["notes"]:
         parts += ["## Notes on the data", _list(numbers["notes"])]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _headline(numbers: Numbers) -> str:
+    """The one number that is asked for first, and what it was at home."""
+    several, past = (
+        numbers["mean_auroc"],
+        {
+            row["label"]: row
+            for row in numbers["drift"]
+            if row["metric"] == "auroc" and row["group"] is None
+        },
+    )
+    data = numbers["data"]
+    where = f"on {data['patients']:,} {data['unit']}s of {data['name']}"
+    if several is not None:
+        return _safe(f"Mean AUROC over the labels {interval(several)} {where}.")
+    row = numbers["labels"][0]
+    found = row["metrics"]["auroc"]
+    if found is None:
+        return _safe(f"{row['label']} has one class {where}: no AUROC.")
+    told = f"{row['label']}: AUROC {interval(found)} {where}"
+    if row["label"] in past:
+        then = past[row["label"]]
+        told += (
+            f"; {interval(then['old'])} on the adapter's own test patients: "
+            f"{interval(then['difference'], signed=True)}"
+        )
+    return _safe(f"{told}.")
 
 
 def _about(numbers: Numbers) -> list[str]:
@@ -83,8 +112,8 @@ def _label_lines(numbers: Numbers) -> list[str]:
     if told:
         lines.append(
             "Sensitivity, specificity and PPV are at the adapter's own threshold "
-            f"({', '.join(told)}), fitted on its search patients and never here. PPV also depends "
-            "on how frequent the finding is here."
+            f"({', '.join(told)}), fitted on its search patients and never here. PPV and average "
+            "precision also depend on how frequent the finding is here."
         )
     lines += [
         "Calibration: intercept 0 and slope 1 are right; intercept above 0: the finding is more "
@@ -99,6 +128,11 @@ def _label_lines(numbers: Numbers) -> list[str]:
         elif found is not None and not found["enough"]:
             lines.append(
                 f"{row['label']}: fewer than 10 patients on one side: intervals are too narrow."
+            )
+        if found is not None and found["enough"] and found["high"] < 0.5:
+            lines.append(
+                f"{row['label']}: ranked the wrong way round here: patients without it have the "
+                "higher scores."
             )
         if row["ece"] is not None:
             lines.append(f"{row['label']}: calibration error {row['ece']:.3f} (debiased).")

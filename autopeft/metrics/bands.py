@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 from autopeft.evaluation import Floats, Predictions
 from autopeft.metrics.fairness import Counted
@@ -18,6 +19,10 @@ from autopeft.metrics.resampling import (
     patient_weights,
     prepared,
 )
+
+# Between 0 and 1, and the surer the nearer to an end: their bands are made on the logit scale.
+_SHARES = ("auroc", "average_precision", "tpr_at_specificity", "accuracy", "worst_group_auroc")
+_END = 1e-3  # as near to 0 or 1 as a logit is taken
 
 
 def bands(
@@ -35,7 +40,9 @@ def bands(
     Every metric is computed on the same resampled patients. Each gets its bootstrap standard
     error, and all share one factor: the 1 - alpha quantile over resamples of the largest
     abs(resampled - value) / standard error (Romano & Wolf 2005; Montiel Olea & Plagborg-Moller
-    2017). Correlated statistics cost less than Bonferroni asks for.
+    2017). Correlated statistics cost less than Bonferroni asks for. An AUROC or another share
+    that happens to be high has too small a standard error, so that without a baseline all this
+    is done with log(v / (1 - v)) and the bounds are taken back.
 
     Args:
         p: predictions of one model, or a list of repeats on the same rows (their mean).
@@ -71,27 +78,42 @@ def bands(
     defined = np.isfinite(drawn)
     kept = np.flatnonzero(np.isfinite(value) & (defined.mean(axis=0) >= DEFINED)).tolist()
     if kept:
-        bounds = np.stack([value[kept], *joint(value[kept], drawn[:, kept], alpha)]).T.tolist()
+        shares = [baseline is None and metrics[m].partition(":")[0] in _SHARES for m in kept]
+        found_bounds = joint(value[kept], drawn[:, kept], alpha, np.array(shares))
+        bounds = np.stack([value[kept], *found_bounds]).T.tolist()
         for m, (at, low, high, floor, se) in zip(kept, bounds, strict=True):
             dropped, enough = int((~defined[:, m]).sum()), metric_enough(a[0], metrics[m], counted)
             found[metrics[m]] = Interval(at, low, high, floor, se, patients, dropped, enough)
     return found
 
 
-def joint(value: Floats, drawn: Floats, alpha: float) -> tuple[Floats, Floats, Floats, Floats]:
+def joint(
+    value: Floats, drawn: Floats, alpha: float, shares: npt.NDArray[np.bool_] | bool = False
+) -> tuple[Floats, Floats, Floats, Floats]:
     """Joint lower and upper bounds, joint one-sided lower bounds, standard errors: each [K].
 
     Args:
         value: [K], on the data.
         drawn: [B, K], resampled; NaN (undefined) says nothing about its column.
         alpha: 1 - joint coverage.
+        shares: [K], which of them are bounded on the logit scale.
     """
-    se = np.nanstd(drawn, axis=0, ddof=1)
-    t = np.divide(drawn - value, se, out=np.zeros_like(drawn), where=se > 0)
+    at, moved = (np.where(shares, _logit(v), v) for v in (value, drawn))
+    error = np.nanstd(moved, axis=0, ddof=1)
+    t = np.divide(moved - at, error, out=np.zeros_like(moved), where=error > 0)
     t = np.where(np.isfinite(t), t, 0.0)
     wide = np.quantile(np.abs(t).max(axis=1), 1 - alpha)
     one_sided = np.quantile(t.max(axis=1), 1 - alpha)
-    return value - wide * se, value + wide * se, value - one_sided * se, se
+    bounds = [at - wide * error, at + wide * error, at - one_sided * error]
+    low, high, floor = (np.where(shares, 1 / (1 + np.exp(-b)), b) for b in bounds)
+    se = np.nanstd(drawn, axis=0, ddof=1)
+    # A value beyond the last logit that is taken belongs to its own band.
+    return np.minimum(low, value), np.maximum(high, value), np.minimum(floor, value), se
+
+
+def _logit(v: Floats) -> Floats:
+    inside = np.clip(v, _END, 1 - _END)
+    return np.log(inside / (1 - inside))
 
 
 def _listed(p: Predictions | Sequence[Predictions]) -> list[Predictions]:

@@ -31,7 +31,10 @@ def fold_interval(
     the folds' own values says too little divided by their number J; with n_2 patients held out of
     n_1 + n_2 they add n_2 / n_1 of it.
 
-        variance = patient variance inside folds + n_2 / n_1 * S^2;  t with J - 1 degrees
+        variance = patient variance inside folds + n_2 / n_1 * S^2
+
+    The bounds are those of t; the degrees of freedom are Satterthwaite's (1946) for a sum of two
+    estimates, of which one has those of the patients and the other J - 1.
 
     Args:
         p: predictions; ``part`` is the fold.
@@ -61,9 +64,11 @@ def fold_interval(
     known: Floats = each[np.isfinite(each)]
     if inside is None or len(known) < 2:
         return None
-    overlap = float(np.mean(sizes / (patients - sizes)))
-    se = float(np.sqrt(inside.se**2 + overlap * known.var(ddof=1)))
-    wide, one_sided = (float(stdtrit(len(known) - 1, 1 - a)) for a in (alpha / 2, alpha))
+    parts = inside.se**2, float(np.mean(sizes / (patients - sizes)) * known.var(ddof=1))
+    se = float(np.sqrt(sum(parts)))
+    loose = parts[0] ** 2 / (patients - 1) + parts[1] ** 2 / (len(known) - 1)
+    degrees = sum(parts) ** 2 / loose if loose else np.inf
+    wide, one_sided = (float(stdtrit(degrees, 1 - a)) for a in (alpha / 2, alpha))
     low, high, floor = value - wide * se, value + wide * se, value - one_sided * se
     return replace(inside, low=low, high=high, floor=floor, se=se)
 

@@ -29,24 +29,26 @@ FEW = ("probe 6 both", "lora r=8 blocks 3-5", "ssf blocks 4-5, DRO")
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planted_pool, "POOL", {n: planted_pool.POOL[n] for n in FEW})
+    monkeypatch.setitem(planted_pool.POOLS, "mixed", {n: planted_pool.MIXED[n] for n in FEW})
 
 
 def test_films_go_on_where_they_were_stopped(tmp_path, monkeypatch):
-    whole = data.films(tmp_path / "a", data.phantom(3, 600, 0.9, TINY))
+    planted = data.phantom(3, 40, 0.9, TINY)
+    whole = data.films(tmp_path / "a", planted)
     draw, calls = data.draw, []
 
     def stops(film: Any, size: int) -> Any:
         calls.append(1)
-        if len(calls) == 400:
+        if len(calls) == 20:
             raise KeyboardInterrupt
         return draw(film, size)
 
+    monkeypatch.setattr(data, "CHUNK", 8)
     monkeypatch.setattr(data, "draw", stops)
     with pytest.raises(KeyboardInterrupt):
-        data.films(tmp_path / "b", data.phantom(3, 600, 0.9, TINY))
-    again = data.films(tmp_path / "b", data.phantom(3, 600, 0.9, TINY))
-    assert len(calls) == 400 + 600 - data.CHUNK
+        data.films(tmp_path / "b", planted)
+    again = data.films(tmp_path / "b", planted)
+    assert len(calls) == 20 + 40 - 16
     assert np.array_equal(whole.store.array, again.store.array)
     rows = whole.rows(slice(10, 20))
     assert rows.index.tolist() == list(range(10, 20))
@@ -54,17 +56,18 @@ def test_films_go_on_where_they_were_stopped(tmp_path, monkeypatch):
     assert set(rows.groups["age:60"]) <= {"age<60", "age>=60"}
 
 
+@pytest.mark.slow
 def test_a_pool_is_trained_once_picked_from_and_reported(tmp_path, few, capsys):
     for seed in (0, 1):
-        planted_pool.pool(tmp_path, seed, 0.9, TINY)
-    folder = tmp_path / "pool-0.9" / "00"
+        planted_pool.pool(tmp_path, "mixed", seed, 0.9, TINY)
+    folder = tmp_path / "mixed-0.9" / "00"
     first = {f.name: f.read_bytes() for f in folder.glob("*.npz")}
     assert len(first) > len(FEW)
     assert not (folder / "run").exists()
     capsys.readouterr()
-    planted_pool.pool(tmp_path, 0, 0.9, TINY)
+    planted_pool.pool(tmp_path, "mixed", 0, 0.9, TINY)
     assert capsys.readouterr().out == ""
-    found = planted_report.seeds_of(tmp_path, "0.9", TINY)
+    found = planted_report.seeds_of(tmp_path, "mixed", "0.9", TINY)
     assert [s.number for s in found] == [0, 1]
     for s in found:
         worst = {name: v.worst for name, v in s.search.items()}
@@ -76,20 +79,23 @@ def test_a_pool_is_trained_once_picked_from_and_reported(tmp_path, few, capsys):
     assert planted_report.pool_picture(found, "0.9").startswith("<svg")
 
 
+@pytest.mark.slow
 def test_fresh_scores_are_what_the_worker_gives(tmp_path, few, monkeypatch):
     kept = []
     monkeypatch.setattr(planted_pool.shutil, "rmtree", lambda *a, **k: kept.append(a))
-    planted_pool.pool(tmp_path, 5, 0.9, TINY)
+    planted_pool.pool(tmp_path, "mixed", 5, 0.9, TINY)
     found = data.films(tmp_path, data.phantom(5, TINY.train + TINY.search, 0.9, TINY))
     frozen = data.frozen(found, TINY.image, data.BOUNDARIES)
-    folder = tmp_path / "pool-0.9" / "05"
-    known = planted_pool.scored(folder, found.rows(slice(TINY.train, None)))
-    for name, candidate in planted_pool.candidates(TINY).items():
+    folder = tmp_path / "mixed-0.9" / "05"
+    known = planted_pool.scored(folder, "mixed", found.rows(slice(TINY.train, None)))
+    for name, candidate in planted_pool.candidates("mixed", TINY).items():
         state = next((folder / "run" / "states").glob(f"{candidate.fingerprint}*"))
         model = planted_pool.load_adapter(state, network=data.network(TINY.image))
         planted_pool.speed_up(model.adapted, data.PRECISION, data.casts(TINY.image))
         again = data.scores(model.adapted, frozen, slice(TINY.train, None))
-        assert again == pytest.approx(known[name][0].score[:, 0], abs=0.03)
+        then = known[name][0].score[:, 0]  # its head is in bf16
+        assert again == pytest.approx(then, abs=0.1)
+        assert np.corrcoef(again, then)[0, 1] > 0.9995
 
 
 def test_true_values_are_those_of_the_groups():
@@ -108,6 +114,7 @@ def test_true_values_are_those_of_the_groups():
     assert data.follows(-score, mark, label[:, 0]) == 0
 
 
+@pytest.mark.slow
 def test_copies_are_attacked_apart_from_patients_who_are_there_once(tmp_path, monkeypatch):
     monkeypatch.setattr(planted_memory, "ORIGINALS", 30)
     monkeypatch.setattr(planted_memory, "STRANGERS", 60)
@@ -126,6 +133,7 @@ def test_copies_are_attacked_apart_from_patients_who_are_there_once(tmp_path, mo
     assert "| full |" in "\n".join(planted_report.memory_lines(lines))
 
 
+@pytest.mark.slow
 def test_strangers_raise_no_alarm_and_true_labels_outside_do(tmp_path, monkeypatch):
     size = replace(TINY, population=2200)
     monkeypatch.setattr(planted_memory, "SIZE", size)
@@ -137,7 +145,7 @@ def test_strangers_raise_no_alarm_and_true_labels_outside_do(tmp_path, monkeypat
         for model in {c["model"] for c in lines}
     }
     assert abs(value["stranger"]) < 0.03
-    assert value["stranger, true labels outside"] < -0.01
+    assert value["stranger, true labels outside"] < value["stranger"] - 0.003
     assert "| stranger | loss | 6 |" in "\n".join(planted_report.alarm_lines(lines))
 
 
@@ -172,8 +180,9 @@ def test_coverage_counts_what_is_inside():
     assert "| 4 | 75.0% |" in row
 
 
-def test_every_candidate_of_the_pool_is_its_own():
+def test_every_candidate_of_a_pool_is_its_own():
     facts = data.network(42).facts
-    found = {canonical(raw, facts).fingerprint for raw in planted_pool.POOL.values()}
-    assert len(found) == 24
-    assert set(planted_pool.REFERENCE) <= set(planted_pool.POOL)
+    for kind, count in (("mixed", 24), ("late", 16)):
+        raws = planted_pool.POOLS[kind]
+        assert len({canonical(raw, facts).fingerprint for raw in raws.values()}) == count
+        assert set(planted_pool.FLOOR[kind]) <= set(raws)

@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 import synthetic
+from chexpert_tree import LABELS, many, row, write
 
 from autopeft.data import written
+from autopeft.data.chexpert import load_chexpert
 from autopeft.data.task import Task
 from autopeft.errors import UserError
 from autopeft.job import Rows
+from autopeft.settings import Settings
 
 
 @pytest.fixture
@@ -62,18 +65,17 @@ def test_the_table_waits_for_the_opening(task):
 
 
 def test_uncertain_labels_stay_uncertain(tmp_path):
-    unsure = np.zeros((4, 1), np.bool_)
-    unsure[3] = True
-    label = np.array([[1], [0], [1], [np.nan]], np.float32)
-    rows = Rows(
-        np.array(["a", "b", "c", "d"]), np.arange(4), np.array(["a", "b", "c", "d"]), label
-    )
-    split = np.array(["train", "search", "confirm", "test"])
+    unsure = np.zeros((5, 1), np.bool_)
+    unsure[3] = True  # the last one is blank, which is something else
+    label = np.array([[1], [0], [1], [np.nan], [np.nan]], np.float32)
+    ids = np.array(["a", "b", "c", "d", "e"])
+    rows = Rows(ids, np.arange(5), ids, label)
+    split = np.array(["train", "search", "confirm", "test", "test"])
     task = Task("t", "binary", "patient", ("x",), tmp_path, (), (), (), rows, split, unsure)
     again = written.read(*save(task, tmp_path))
     assert again.digest == task.digest
     again.open_test()
-    assert again.unsure("test").tolist() == [[True]]
+    assert again.unsure("test").tolist() == [[True], [False]]
     assert np.isnan(again.rows("test").label).all()
 
 
@@ -92,3 +94,22 @@ def test_what_is_no_such_table_is_refused_in_one_line(task, tmp_path):
     path.write_text(path.read_text().replace("label:c0", "c0"))
     with pytest.raises(UserError, match="is not the table that a run wrote"):
         written.read(about, path)
+
+
+def test_chexpert_with_uncertain_images_and_an_external_check(tmp_path):
+    doubtful = dict.fromkeys(LABELS, "-1.0")
+    lines = [*many(), *(row(p, **doubtful) for p in range(200, 240))]
+    root = write(tmp_path / "CheXpert-v1.0-small", lines)
+    write(root, many(20, start=900, part="valid"), name="valid.csv")
+    task = load_chexpert(
+        Settings(dataset="chexpert", data_root=str(root), group=("sex", "age:60")), tmp_path
+    )
+    assert task.has("uncertain")
+    assert task.external
+    again = written.read(*save(task, tmp_path))
+    assert again.digest == task.digest
+    again.open_test()
+    for split in ("uncertain", "test", *task.external):
+        assert again.unsure(split).tolist() == task.unsure(split).tolist()
+        assert again.counts(split).equals(task.counts(split))
+    assert again.unsure("uncertain").any()

@@ -63,7 +63,9 @@ def world(tmp_path, network):
     """An adapter by itself, and a table of strangers."""
     frame = pictures(tmp_path / "there")
     frame.to_csv(tmp_path / "there" / "labels.csv", index=False)
-    best = adapter(tmp_path / "best", network, thresholds=[0.5], pixels={"channels": 1, "white": 0})
+    best = adapter(
+        tmp_path / "best", network, thresholds=[0.5], pixels={"channels": 1, "white": 0}
+    )
     return best, tmp_path / "there" / "labels.csv", frame
 
 
@@ -110,6 +112,15 @@ def test_files_and_what_they_may_hold(world, tmp_path):
     with pytest.raises(UserError, match="exists already.*--name"):
         judge(world, tmp_path)
     assert judge(world, tmp_path, name="again").folder.name == "again"
+
+
+def test_a_baseline_s_evaluation_is_not_called_like_the_winner_s(world, tmp_path):
+    run = run_beside(world)
+    lora = run / "baselines" / "lora_r8"
+    lora.parent.mkdir()
+    world[0].rename(lora)
+    found = autopeft.evaluate(lora, str(world[1]), out=tmp_path / "out")
+    assert found.folder.name == f"{run.name}-lora_r8-on-there"
 
 
 def test_groups_and_what_is_too_small(world, tmp_path):

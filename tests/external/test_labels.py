@@ -74,5 +74,8 @@ def test_labels_to_read():
     classes = ("pleural effusion", "edema")
     assert asked_labels(("x",), {}, classes, known) == ("x",)
     assert asked_labels((), {}, classes, known) == ("Pleural_Effusion",)
-    assert asked_labels((), {"edema": "opacity"}, classes, known) == ("Pleural_Effusion", "opacity")
+    assert asked_labels((), {"edema": "opacity"}, classes, known) == (
+        "Pleural_Effusion",
+        "opacity",
+    )
     assert asked_labels((), {}, ("nothing",), known) == ()

@@ -22,7 +22,9 @@ def test_one_metric_alone_is_its_t_interval(table):
     (found,) = bands(p, ["auroc"], n=400).values()
     alone = bootstrap(p, "auroc", n=400)
     assert (found.value, found.se) == pytest.approx((alone.value, alone.se))
-    assert found.high - found.value == pytest.approx(found.value - found.low)
+    low, value, high = (np.log(v / (1 - v)) for v in (found.low, found.value, found.high))
+    assert high - value == pytest.approx(value - low)
+    assert found.high - found.value < found.value - found.low
     assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.15)
     assert found.low < found.floor < found.value
 
@@ -31,9 +33,12 @@ def test_one_factor_for_all_wider_than_each_narrower_than_bonferroni(table):
     p = simulate(table, 0)
     found = bands(p, NAMES, n=600, counted=GROUPS)
     each = {name: bootstrap(p, name, n=600, counted=GROUPS) for name in NAMES}
-    factors = [(i.high - i.value) / i.se for i in found.values()]
+    for i in found.values():  # Bonferroni: 2.50; each by itself: 1.96
+        assert 2.2 < (i.high - i.low) / 2 / i.se < 3.1
+    differences = bands(p, NAMES, simulate(table, 0, gain=0.3), n=600, counted=GROUPS)
+    factors = [(i.high - i.value) / i.se for i in differences.values()]
     assert factors == pytest.approx([factors[0]] * 4)
-    assert 2.2 < factors[0] < 2.8  # Bonferroni: 2.50; each by itself: 1.96
+    assert 2.2 < factors[0] < 2.8
     for name in NAMES:
         assert found[name].value == pytest.approx(each[name].value)
         assert found[name].se == pytest.approx(each[name].se)
@@ -92,6 +97,28 @@ def test_joint_by_hand():
     np.testing.assert_allclose(value - low, wide * se)
     t[7, 0] = 0
     np.testing.assert_allclose(value - floor, np.quantile(t.max(axis=1), 0.9) * se)
+
+
+def test_joint_on_the_logit_scale():
+    rng = np.random.default_rng(0)
+    drawn = 1 / (1 + np.exp(-rng.normal([1.0, 3.0], [0.3, 0.8], (500, 2))))
+    value = 1 / (1 + np.exp(-np.array([1.0, 3.0])))
+    moved = np.log(drawn / (1 - drawn))
+    moved_bounds = joint(np.array([1.0, 3.0]), moved, 0.1)[:3]
+    found = joint(value, drawn, 0.1, np.array([True, True]))
+    for got, expected in zip(found[:3], moved_bounds, strict=True):
+        np.testing.assert_allclose(got, 1 / (1 + np.exp(-expected)))
+    np.testing.assert_allclose(found[3], drawn.std(axis=0, ddof=1))
+    mixed = joint(np.array([value[0], 3.0]), np.stack([drawn[:, 0], moved[:, 1]], 1), 0.1,
+                  np.array([True, False]))  # fmt: skip
+    np.testing.assert_allclose(mixed[0], [found[0][0], moved_bounds[0][1]])
+
+
+def test_a_perfect_value_lies_in_its_band(table):
+    p = table(np.arange(40.0), np.arange(40) >= 20)
+    (found,) = bands(p, ["auroc"], n=50).values()
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert 0.99 < found.low <= 1.0
 
 
 @pytest.mark.slow

@@ -97,15 +97,13 @@ def test_it_covers_the_truth(shape, gap):
     assert 0.91 <= np.mean([tester.keeps(value, gap) for value in drawn]) <= 0.995
 
 
-@pytest.mark.parametrize(
-    "shape", [(0, 1), (0, 1, 1), (0, 1, 1, 1), (0, 0, 1, 1)], ids=["2", "3", "4", "4, halves"]
-)
+@pytest.mark.parametrize("shape", [(0, 1), (0, 1, 1, 1), (0, 0, 1, 1)], ids=["2", "4", "halves"])
 def test_it_covers_the_truth_where_groups_are_tied(shape):
     """Around estimates that are spread wider than the truth it did so in .93 of 2,000 draws."""
     groups = len(shape)
     drawn = 5.0 * np.array(shape) + np.random.default_rng(1).normal(size=(1000, groups))
-    tester = RangeTest.of(np.eye(groups), n=1000)
-    assert 0.938 <= np.mean([tester.keeps(value, 5.0) for value in drawn]) <= 0.975
+    tester = RangeTest.of(np.eye(groups), n=600)
+    assert 0.942 <= np.mean([tester.keeps(value, 5.0) for value in drawn]) <= 0.975
 
 
 def test_the_smallest_detectable_gap_is_found_four_times_in_five():

@@ -312,3 +312,19 @@ def test_the_digest_is_of_the_pixels_alone(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "b" / "1.png")
     other = build_store(tmp_path / "b", paths, 8, "pad", tmp_path / "cache")
     assert digest(other) != digest(one)
+
+
+def test_a_store_for_an_adapter_follows_the_adapter_s_rule(tmp_path):
+    """Color files under a gray rule, gray ones under a color rule; a given white stays."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (9, 9, 3)).astype(np.uint8)).save(tmp_path / "c.png")
+    Image.fromarray(rng.integers(0, 255, (9, 9)).astype(np.uint8)).save(tmp_path / "g.png")
+    Image.fromarray(rng.integers(0, 4000, (9, 9)).astype(np.uint16)).save(tmp_path / "d.png")
+    names = ["c.png", "d.png", "g.png"]
+    for fixed in (Rule(1, 65535), Rule(3, 4095), Rule(1, 0)):
+        store = build_store(tmp_path, names, 9, "pad", tmp_path / "cache", fixed=fixed)
+        assert store.rule == Rule(fixed.channels, fixed.white or 4095)
+        assert store.array.shape == (3, 9, 9, fixed.channels)
+        for i, name in enumerate(names):
+            assert np.array_equal(store.array[i], decode(tmp_path / name, 9, "pad", store.rule))
+    assert build_store(tmp_path, names, 9, "pad", tmp_path / "cache").rule == Rule(3, 4095)
