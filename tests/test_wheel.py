@@ -31,6 +31,12 @@ def test_wheel_installs_one_top_level_package(wheel):
     assert "autopeft/report/report.html" in names
 
 
+def test_every_module_of_the_checkout_is_in_the_wheel(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "autopeft").rglob("*.py")}
+    assert modules <= names
+
+
 def test_installed_wheel_lists_spaces_and_objectives(wheel, tmp_path):
     subprocess.run(
         [
