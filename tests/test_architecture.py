@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -301,3 +302,10 @@ def test_nothing_is_unpickled_and_nothing_has_an_empty_name(file):
             if ast.unparse(node.func) == "torch.load":
                 assert given.get("weights_only") == "True"
             assert given.get("allow_pickle", "False") == "False"
+
+
+def test_every_package_is_in_the_wheel():
+    """A list, because two folders at the root are packages of the wheel."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {f.parent.relative_to(ROOT).as_posix() for f in FILES if f.name == "__init__.py"}
+    assert {f.replace("/", ".") for f in folders if f.startswith("autopeft")} <= set(listed)
