@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import tomllib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
