@@ -158,7 +158,8 @@ class Engine:
         assert not self._out, "jobs are still out"
         for entry in self.study.entries:
             if entry.state == "running":
-                unit = "folds" if self.ladder.folds else "epochs"
+                unit = "fold" if self.ladder.folds else "epoch"
+                unit += "s" if entry.done != 1 else ""
                 why = self._stopped or f"not among the best 1/{self._eta} of its rung"
                 self.study.prune(entry.number, f"stopped after {entry.done} {unit}: {why}")
 

@@ -83,7 +83,8 @@ def _copies(found: Numbers, unit: str) -> list[str]:
     told = "" if found["whole"] else " (there was no time for all files)"
     if not found["copies"]:
         return [f"no two files are identical{told}"]
-    line = f"{found['copies']:,} files are copies of another{told}"
+    many = found["copies"] > 1
+    line = f"{found['copies']:,} file{'s are copies' if many else ' is a copy'} of another{told}"
     if found["patients"]:
         line += f"; {found['patients']:,} images belong to several {unit}s"
     if found["splits"]:

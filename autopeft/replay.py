@@ -65,7 +65,7 @@ class Replay:
         patients: who were drawn.
         pick: index of the rule's pick on all patients.
         share: of each candidate, how often it was picked; they sum to 1.
-        feasible: share of the resamples in which something met the constraints.
+        feasible: share of those that picked anything in which something met the constraints.
         corrected: metric -> its corrected value; without those that are undefined too often.
         notes: what was not resampled as it should be, in words.
     """
@@ -146,7 +146,7 @@ def replay(
         patients,
         pick,
         tuple((counts / max(1, counts.sum())).tolist()),
-        feasible / done,
+        feasible / max(1, int(counts.sum())),
         {m: c for m, c in found.items() if c is not None},
         table.notes(n),
     )

@@ -44,7 +44,7 @@ BOUNDARIES = (3, 4, 5)
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is."""
+    """How large everything is, and how visible lesions are."""
 
     image: int = 56
     train: int = 800
@@ -53,11 +53,11 @@ class Size:
     population: int = 20_000
     epochs: int = 4
     batch: int = 32
+    contrast: float = 1.0
 
 
 SIZE = Size()
 MEN = "sex=M"
-CONTRAST = 1.0
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def phantom(seed: int, patients: int, shortcut: float, size: Size = SIZE) -> Pha
         patients=patients,
         images_per_patient=1,
         size=size.image,
-        contrast=CONTRAST,
+        contrast=size.contrast,
         shortcut=shortcut,
         shortcut_in=MEN,
         seed=seed,

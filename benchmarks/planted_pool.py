@@ -85,7 +85,7 @@ def candidates(kind: str, size: Size = SIZE) -> dict[str, Candidate]:
 
 def pool(out: Path, kind: str, seed: int, shortcut: float, size: Size = SIZE) -> None:
     """Trains, picks and reads the truth for one seed; what is there is not done again."""
-    folder = out / f"{kind}-{shortcut:g}" / f"{seed:02d}"
+    folder = out / folder_name(kind, shortcut, size) / f"{seed:02d}"
     made = {name: folder / f"{_file(name)}.npz" for name in POOLS[kind]}
     if (folder / "done").exists():
         return
@@ -119,6 +119,11 @@ def pool(out: Path, kind: str, seed: int, shortcut: float, size: Size = SIZE) ->
     shutil.rmtree(folder / "cache", ignore_errors=True)
     shutil.rmtree(folder / "run", ignore_errors=True)
     (folder / "done").touch()
+
+
+def folder_name(kind: str, shortcut: float, size: Size) -> str:
+    """Where the seeds of a pool lie."""
+    return f"{kind}-{shortcut:g}-{size.contrast:g}"
 
 
 def _file(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from autopeft.files import write_text
 
 MARGIN = 0.01
 RULES = ("auroc", "worst_group", "fairness")
+SHORTCUTS, CONTRASTS = (0.9, 0.5, 0.0), (1.0, 0.7)
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
 
@@ -81,14 +82,14 @@ class Mean:
 # ---- pool ---------------------------------------------------------------------------------------
 
 
-def seeds_of(out: Path, kind: str, shortcut: str, size: Size = SIZE) -> list[Seed]:
+def seeds_of(out: Path, kind: str, shortcut: float, size: Size = SIZE) -> list[Seed]:
     """All finished seeds of a pool."""
-    done = sorted(p.parent for p in (out / f"{kind}-{shortcut}").glob("*/done"))
+    folder = out / planted_pool.folder_name(kind, shortcut, size)
+    done = sorted(p.parent for p in folder.glob("*/done"))
     if not done:
         return []
-    strength = float(shortcut)
-    rows = data.films(out, data.phantom(data.FRESH_SEED, size.fresh, strength, size)).rows()
-    return [_seed(out, folder, kind, strength, rows, size) for folder in done]
+    rows = data.films(out, data.phantom(data.FRESH_SEED, size.fresh, shortcut, size)).rows()
+    return [_seed(out, folder, kind, shortcut, rows, size) for folder in done]
 
 
 def _seed(
@@ -166,14 +167,13 @@ def candidate_lines(found: Sequence[Seed]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(f'{c:.3f}' for c in cells)} | {times} |"
 
 
-def pool_picture(found: Sequence[Seed], shortcut: str) -> str:
+def pool_picture(found: Sequence[Seed], title: str) -> str:
     """True worst group of both picks, seed by seed."""
     pairs = [
         (s.fresh[s.picks["auroc"]].worst, s.fresh[s.picks["worst_group"]].worst) for s in found
     ]
     top, bottom, left = 40.0, 250.0, 70.0
     y = axis([v for pair in pairs for v in pair], bottom, top)
-    title = "True AUROC of the worst group, by what picked the candidate"
     parts = grid(None, y, (left, WIDTH - 20), (bottom, top), "seed", "worst group, 20,000 fresh")
     step = (WIDTH - 20 - left) / len(pairs)
     for number, (s, (plain, fair)) in enumerate(zip(found, pairs, strict=True)):
@@ -183,9 +183,7 @@ def pool_picture(found: Sequence[Seed], shortcut: str) -> str:
         parts.append(f'<circle class="p1" cx="{x:.1f}" cy="{y.at(fair):.1f}" r="4"/>')
         parts.append(text(x, bottom + 18, str(s.number), "c mu"))
     parts.append(text(left, 22, "picked by: worst group (blue), AUROC (orange)"))
-    told = (
-        f"Shortcut {shortcut} in men, {len(found)} seeds, {len(found[0].search)} candidates each."
-    )
+    told = "True AUROC of the worst group, by what picked the candidate."
     return figure(title, told, bottom + 54, parts, "planted").svg
 
 
@@ -277,15 +275,16 @@ def report(out: Path, docs: Path | None) -> None:
         docs: if given, the tables go into its ``planted.md`` too, and the pictures beside it.
     """
     parts: list[str] = []
-    for kind, shortcut in product(planted_pool.POOLS, ("0.9", "0.5", "0")):
-        found = seeds_of(out, kind, shortcut)
+    for kind, shortcut, contrast in product(planted_pool.POOLS, SHORTCUTS, CONTRASTS):
+        found = seeds_of(out, kind, shortcut, replace(SIZE, contrast=contrast))
         if found:
-            title = f"Pool `{kind}`, shortcut {shortcut}, {len(found)} seeds"
+            name = f"{kind}, shortcut {shortcut:g}, contrast {contrast:g}"
+            title = f"Pool {name}: {len(found)} seeds"
             lines = [*pool_lines(found), "", *candidate_lines(found)]
             if docs and len(found) > 1:
-                name = f"planted_{kind}_{shortcut.replace('.', '')}.svg"
-                write_text(docs / name, pool_picture(found, shortcut) + "\n")
-                lines += ["", f"![True worst group by seed]({name})"]
+                file = f"planted_{kind}_{shortcut * 10:.0f}_{contrast * 10:.0f}.svg"
+                write_text(docs / file, pool_picture(found, f"Pool {name}") + "\n")
+                lines += ["", f"![True worst group by seed]({file})"]
             parts.append(_section(title, lines))
     rest = (
         ("Memorization", memory_lines(read(out / "memory.csv", MEMORY))),

@@ -254,7 +254,7 @@ def test_folds_are_rungs(tmp_path):
     assert list(best.rungs) == [1, 2, 3, 4, 5]
     assert best.last.values == (0.9, 5)
     assert (
-        engine.study.entry(0).reason == "stopped after 1 folds: not among the best 1/3 of its rung"
+        engine.study.entry(0).reason == "stopped after 1 fold: not among the best 1/3 of its rung"
     )
 
 
@@ -322,7 +322,7 @@ def test_stopped_trials_say_why(tmp_path):
     engine.finish()
     assert [e.reason for e in engine.study.entries] == [
         "",
-        "stopped after 1 epochs: asked to stop",
+        "stopped after 1 epoch: asked to stop",
     ]
 
 

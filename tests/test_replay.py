@@ -350,6 +350,13 @@ def test_memorization_keeps_its_value_and_it_is_said(monkeypatch):
     assert found.notes == ("memorization keeps its value in all replays: it is of other patients",)
 
 
+def test_a_resample_without_a_positive_misses_no_constraint():
+    """Of four patients some draws hold one label only: nothing is picked there, nothing missed."""
+    found = replay(pool(0, 2, 4, images=1), load_objective("auroc"), n=200)
+    assert found.feasible == 1.0
+    assert sum(found.share) == pytest.approx(1)
+
+
 def test_nothing_to_choose_from():
     assert replay([], load_objective("auroc")) is None
     one = pool(0, 1)[0]

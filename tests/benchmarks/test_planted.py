@@ -60,14 +60,14 @@ def test_films_go_on_where_they_were_stopped(tmp_path, monkeypatch):
 def test_a_pool_is_trained_once_picked_from_and_reported(tmp_path, few, capsys):
     for seed in (0, 1):
         planted_pool.pool(tmp_path, "mixed", seed, 0.9, TINY)
-    folder = tmp_path / "mixed-0.9" / "00"
+    folder = tmp_path / "mixed-0.9-1" / "00"
     first = {f.name: f.read_bytes() for f in folder.glob("*.npz")}
     assert len(first) > len(FEW)
     assert not (folder / "run").exists()
     capsys.readouterr()
     planted_pool.pool(tmp_path, "mixed", 0, 0.9, TINY)
     assert capsys.readouterr().out == ""
-    found = planted_report.seeds_of(tmp_path, "mixed", "0.9", TINY)
+    found = planted_report.seeds_of(tmp_path, "mixed", 0.9, TINY)
     assert [s.number for s in found] == [0, 1]
     for s in found:
         worst = {name: v.worst for name, v in s.search.items()}
@@ -86,7 +86,7 @@ def test_fresh_scores_are_what_the_worker_gives(tmp_path, few, monkeypatch):
     planted_pool.pool(tmp_path, "mixed", 5, 0.9, TINY)
     found = data.films(tmp_path, data.phantom(5, TINY.train + TINY.search, 0.9, TINY))
     frozen = data.frozen(found, TINY.image, data.BOUNDARIES)
-    folder = tmp_path / "mixed-0.9" / "05"
+    folder = tmp_path / "mixed-0.9-1" / "05"
     known = planted_pool.scored(folder, "mixed", found.rows(slice(TINY.train, None)))
     for name, candidate in planted_pool.candidates("mixed", TINY).items():
         state = next((folder / "run" / "states").glob(f"{candidate.fingerprint}*"))
