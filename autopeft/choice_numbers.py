@@ -150,9 +150,12 @@ def _means(answer: Answer, repeats: Sequence[Predictions]) -> dict[str, float]:
 def _optimism(answer: Answer) -> dict[str, Any]:
     """How much too high search's own pick looked on search: its value there minus on confirm.
 
-    ``replay`` holds what replays on the search patients alone make of it.
+    In AUROC where the worst group ranks: the lowest of several groups is the lower the fewer
+    patients it is measured on, and confirm has fewer, so that its difference would be told as luck
+    where nobody chose anything. ``replay`` holds what replays on the search patients make of it.
     """
-    first, metric = answer.entrants.models[0], answer.metric
+    first = answer.entrants.models[0]
+    metric = "auroc" if answer.metric == "worst_group_auroc" else answer.metric
     search = next(e.search for entry, e in answer.pool if entry.candidate == first.candidate)
     confirm = repeats_of(answer.confirm, first.name, fresh(answer, first.name))
     labels, counted = answer.audience.labels, answer.audience.counted
@@ -169,6 +172,6 @@ def _optimism(answer: Answer) -> dict[str, Any]:
         value = a.value - b.value
         found |= {"value": value, "low": value - half, "high": value + half}
     replay = answer.entrants.replay
-    if replay is not None and metric in replay.corrected:
-        found["replay"] = replay.corrected[metric].optimism
+    if replay is not None and answer.metric in replay.corrected:
+        found["replay"] = replay.corrected[answer.metric].optimism
     return found

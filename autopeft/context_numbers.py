@@ -20,7 +20,9 @@ from autopeft.selection import compare
 
 def contributions_of(answer: Answer) -> list[dict[str, Any]]:
     """What fine-tuning and the levers add, on test over the fresh seeds. Descriptive."""
-    audience, metric = answer.audience, answer.objective.primary
+    # Of AUROC: a difference of two lowest groups flatters whose groups differ (metrics.worst).
+    primary = answer.objective.primary
+    audience, metric = answer.audience, "auroc" if primary == "worst_group_auroc" else primary
     mine, *others = [
         [answer.scored[(m.name, r, "test")] for r in answer.repeats]
         for m in (answer.winner, *answer.ablated)

@@ -125,7 +125,7 @@ def _intersections(answer: Answer, test: Predictions, counted: Counted) -> list[
 def _bands(answer: Answer, counted: Counted) -> dict[str, Any]:
     """Winner minus opponent in each counted group: bands that hold together (max-t)."""
     mine, theirs = (answer.scored[(n, 0, "test")] for n in ("winner", answer.opponent.name))
-    metrics = [f"auroc:{g}" for g in _scored(mine, counted)]
+    metrics = [f"auroc:{g}" for g in _scored(mine, counted, answer.audience.labels)]
     if not metrics:
         return {}
     found = bands(mine, metrics, theirs, counted=counted, labels=answer.audience.labels)
@@ -135,8 +135,8 @@ def _bands(answer: Answer, counted: Counted) -> dict[str, Any]:
     }
 
 
-def _scored(p: Predictions, counted: Counted) -> Sequence[str]:
+def _scored(p: Predictions, counted: Counted, labels: Counted | None) -> Sequence[str]:
     """Counted groups that these patients can score."""
     from autopeft.metrics.groups import scored_groups
 
-    return [g for scored in scored_groups(p, counted) for g in scored.groups]
+    return [g for scored in scored_groups(p, counted, labels) for g in scored.groups]

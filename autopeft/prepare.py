@@ -176,7 +176,7 @@ def prepare(
     if start is not None:
         start = start.for_task(task.classes, task.kind)
         space = starting.space_of(start, space)
-        told = starting.notes(start, task, settings.init_adapter or "")
+        told = starting.notes(start, task, settings.init_adapter or "", settings.inner == "cv5")
         task = replace(task, notes=(*task.notes, *told))
     counted = _counted(task, settings, "groups" in objective.needs)
     started = time.perf_counter()
@@ -355,7 +355,10 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
         "alpha": 0.05,
         "margin": settings.margin,
         "words": "better: interval above 0; not worse: above -margin; worse: below 0; "
-        "else cannot tell",
+        "else cannot tell, also where the primary metric is undefined on test",
+        **protocol.group_rules(objective.needs, objective.primary),
+        "accuracy": "kept: one-sided 95% bound of the paired AUROC difference on confirm to the "
+        "strongest baseline there above -margin",
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,20 @@ def write_protocol(run_dir: Path, content: Mapping[str, Any]) -> str:
 def digest_of(run_dir: Path) -> str:
     """sha256 of ``protocol.yaml``, first 16 hex digits."""
     return hashlib.sha256((run_dir / "protocol.yaml").read_bytes()).hexdigest()[:16]
+
+
+def group_rules(needs: Sequence[str], primary: str) -> dict[str, str]:
+    """What else the words depend on where groups are compared."""
+    if "groups" not in needs:
+        return {}
+    found = {"levelled_down": "a counted group whose paired interval on test lies below -margin"}
+    if primary == "worst_group_auroc":
+        found["worst_group"] = (
+            "better, not worse: every counted group of the winner is held against the baseline's "
+            "worst group, which confirm names (search, where confirm has too few patients); all "
+            "of them must pass"
+        )
+    return found
 
 
 def log(run_dir: Path, event: str, **facts: Any) -> None:

@@ -20,7 +20,8 @@ from autopeft.evaluation import Cost, Evaluation, Predictions
 from autopeft.job import Job
 from autopeft.metrics import METRICS
 from autopeft.metrics.classification import auroc
-from autopeft.metrics.intervals import Interval, bootstrap, paired
+from autopeft.metrics.folds import fold_interval
+from autopeft.metrics.intervals import Interval, paired
 from autopeft.objective import Objective
 from autopeft.progress import Bar
 from autopeft.replay import Floor, Replay, replay
@@ -93,7 +94,7 @@ def choose_readout(bench: Bench, facts: Facts, bar: Bar) -> ReadoutChoice:
         if place not in table or value > table[place]:
             table[place], strengths[place] = value, strength
     best = max(values, key=values.__getitem__)
-    interval = bootstrap(_chosen_elsewhere(list(scored.values())))
+    interval = fold_interval(_chosen_elsewhere(list(scored.values())))
     told = interval if interval and interval.enough else None
     return ReadoutChoice(*best, table, strengths, told)
 

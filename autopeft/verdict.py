@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autopeft.answer import Answer
-from autopeft.evaluation import Cost, Predictions
+from autopeft.evaluation import Cost
 from autopeft.metrics import METRICS
 from autopeft.metrics.fairness import group_aurocs
+from autopeft.metrics.gaps import holm
 from autopeft.metrics.groups import unscored_groups
 from autopeft.metrics.intervals import (
     Interval,
@@ -29,6 +31,8 @@ def contrast_of(answer: Answer) -> dict[str, Any]:
     fallback = METRICS[metric](answer.audience.evaluation(test["winner"], Cost(0, 0))) is None
     metric = "auroc" if fallback else metric
     gap, floor, word = declared_word(answer, metric)
+    if fallback:  # what was declared cannot be said; AUROC is shown in its place
+        word = "cannot tell"
     seeds = {
         m.name: [answer.scored[(m.name, r, "test")] for r in answer.repeats]
         for m in (answer.winner, answer.opponent)
@@ -37,11 +41,7 @@ def contrast_of(answer: Answer) -> dict[str, Any]:
         seeds["winner"], seeds[answer.opponent.name], metric,
         counted=answer.audience.counted, labels=answer.audience.labels,
     )  # fmt: skip
-    others = {
-        m.name: i.to_dict()
-        for m in answer.baselines
-        if (i := compare(answer.audience, metric, [test["winner"]], [test[m.name]])) is not None
-    }
+    others = _others(answer, metric)
     return {
         "metric": metric,
         "split": "test",
@@ -66,6 +66,28 @@ def declared_word(answer: Answer, metric: str) -> tuple[Interval | None, Floor |
         floor = _worst_group_floor(answer)
         word = worst_group_word(word, floor, answer.settings.margin)
     return gap, floor, word
+
+
+def _others(answer: Answer, metric: str) -> dict[str, dict[str, Any]]:
+    """Winner minus each baseline on test; ``p_holm`` corrects for there being several."""
+    mine = [answer.scored[("winner", 0, "test")]]
+    found = {
+        m.name: i
+        for m in answer.baselines
+        if (i := compare(answer.audience, metric, mine, [answer.scored[(m.name, 0, "test")]]))
+    }
+    raw = {name: _p(i) for name, i in found.items() if name != answer.opponent.name}
+    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
+    return {name: i.to_dict() | {"p_holm": adjusted.get(name)} for name, i in found.items()}
+
+
+def _p(difference: Interval) -> float | None:
+    """Two-sided, of no difference: a normal with the bootstrap's standard error."""
+    if not difference.enough:
+        return None
+    if difference.se == 0:
+        return 1.0 if difference.value == 0 else 0.0
+    return math.erfc(abs(difference.value) / difference.se / math.sqrt(2))
 
 
 def _is_baseline(answer: Answer) -> str:
@@ -134,17 +156,8 @@ def lost_groups(answer: Answer) -> tuple[str, ...]:
     gaps: dict[str, Interval | None] = {}
     for groups in answer.audience.counted.values():
         for group in groups:
-            gaps[group] = _group_gap(answer, mine, theirs, group)
+            gaps[group] = compare(answer.audience, f"auroc:{group}", [mine], [theirs])
     return levelled_down(gaps, answer.settings.margin)
-
-
-def _group_gap(
-    answer: Answer, mine: Predictions, theirs: Predictions, group: str
-) -> Interval | None:
-    try:
-        return compare(answer.audience, f"auroc:{group}", [mine], [theirs])
-    except ValueError:  # the group is not scored on these patients
-        return None
 
 
 _BY_REPLAY = "finalists ranked by replay on search patients, confirm has too few to rank them"

@@ -61,6 +61,11 @@ def fold_interval(
     inside = percentile_interval(value, np.concatenate(drawn), n, alpha, patients, enough)
     sizes = np.bincount(fold)
     each = statistic.values((fold[:, None] == np.arange(len(sizes))).astype(np.float64))
+    for k in np.flatnonzero(~np.isfinite(each)):  # over the classes that this fold can score
+        own = p.take(fold[unit] == k)
+        index, many = patient_index(own)
+        found = prepared(own, index, metric, counted, labels)
+        each[k] = found.values(np.ones((many, 1)))[0]
     known: Floats = each[np.isfinite(each)]
     if inside is None or len(known) < 2:
         return None
