@@ -100,16 +100,32 @@ def enter(
     with lock(path.with_name(".test_ledger.lock"), wait=True):
         lines = chain.read(path)
         place = next((i for i, e in enumerate(lines) if e.get("entry") == entry), len(lines))
+        if place < len(lines) and (known := _again(lines[:place], lines[place], key)):
+            return known
         touched, others, unknown = _compared(lines[:place], key.name, own)
         seen = np.isin(own, np.concatenate([np.empty(0, np.uint64), *others.values()]))
         look = Look(
             1 + touched, len(np.unique(unit)), len(np.unique(unit[seen])), unknown, key.note,
-            entry, lines[place]["seq"] if place < len(lines) else 0,
+            entry, lines[place].get("seq", 0) if place < len(lines) else 0,
         )  # fmt: skip
         if place == len(lines):
             chain.append(path, _line(key.name, np.unique(own), others, look, run))
             look = Look(**{**asdict(look), "line": chain.read(path)[-1]["seq"]})
     return look
+
+
+def _again(
+    earlier: Sequence[Mapping[str, Any]], mine: Mapping[str, Any], key: secret.Key
+) -> Look | None:
+    """The look as its line has it, whatever the key is now; None where the line is damaged."""
+    told = [mine.get(name) for name in ("look", "patients", "seen", "seq")]
+    if not all(isinstance(value, int) for value in told):
+        return None
+    number, patients, seen, line = (int(value or 0) for value in told)
+    unknown = _compared(earlier, str(mine.get("key")), np.empty(0, np.uint64))[2]
+    lost = "" if mine.get("key") == key.name else "it was entered with a key that is not here now"
+    entry = str(mine.get("entry"))
+    return Look(number, patients, seen, unknown, key.note or lost, entry, line)
 
 
 def knows(runs_dir: Path, patients: Sequence[Any], paths: Sequence[Any], source: str = "") -> bool:

@@ -51,7 +51,7 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
     lost = lost_groups(answer)
     bar(done + 2, total)
     fairness = group_numbers(answer)
-    readings = readings_of(answer, contrast["metric"], contrast["word"])
+    readings = readings_of(answer, contrast["metric"], contrast["word"], lost)
     bar(total, total)
     return {
         "verdict": with_readings(sentence(answer, contrast, kept, lost), readings),

@@ -117,17 +117,12 @@ def _power(power: Numbers) -> list[str]:
         lines.append(f"{split}: {_difference(every)}")
         weak = sorted(sets.items(), key=lambda item: -(item[1]["value"] or 1.0))
         lines += [f"{split}, {name}: {_difference(d)}" for name, d in weak[:_GROUPS]]
-    tested = power["test"]["all"]["value"]
-    if tested is None:
-        lines.append("the verdict will be: cannot tell")
-    elif margin and tested > margin:
-        times = power["test"]["all"]["times"]
-        lines.append(
-            f"a margin of {_short(margin)} cannot be shown with these test patients: expect "
-            f'"cannot tell" of equal models; it takes about {times:.0f} times as many'
-        )
-    elif margin:
-        lines.append(f'a margin of {_short(margin)} can be shown: "not worse" of equal models')
+        if "worst_group" in power:
+            lines.append(f"{split}, worst group: {_worst(power['worst_group'][split])}")
+    if "worst_group" in power:
+        lines += _worst_verdict(power["worst_group"]["test"], margin)
+    else:
+        lines += _verdict(power["test"]["all"], margin)
     lines.append(
         f"assumed: AUROC {_short(a['auroc'])}, the two models' errors correlate by "
         f"{_short(a['correlation'])} (range: {_short(a['correlations'][0])} to "
@@ -135,6 +130,48 @@ def _power(power: Numbers) -> list[str]:
         f"{percent(a['power'])}, patients counted, not images"
     )
     return lines
+
+
+def _verdict(found: Numbers, margin: float) -> list[str]:
+    if found["value"] is None:
+        return ["the verdict will be: cannot tell"]
+    if not margin:
+        return []
+    if found["value"] > margin:
+        return [
+            f"a margin of {_short(margin)} cannot be shown with these test patients: expect "
+            f'"cannot tell" of equal models; it takes about {found["times"]:.0f} times as many'
+        ]
+    return [f'a margin of {_short(margin)} can be shown: "not worse" of equal models']
+
+
+def _worst_verdict(found: Numbers, margin: float) -> list[str]:
+    if found["value"] is None or not margin:
+        return []
+    if found["value"] > margin:
+        return [
+            f"a margin of {_short(margin)} cannot be shown with these test patients: expect "
+            f'"cannot tell" of equal models with equal groups; it takes at least about '
+            f"{found['times']:.0f} times as many"
+        ]
+    if found["enough"] > margin:
+        return [
+            f"a margin of {_short(margin)} may or may not be shown: it is not sure that all "
+            "groups pass"
+        ]
+    told = '"not worse" of equal models with equal groups'
+    return [f"a margin of {_short(margin)} can be shown: {told}"]
+
+
+def _worst(found: Numbers) -> str:
+    if found["value"] is None:
+        return "too few patients in every group to say what a verdict on it can show"
+    if found["groups"] == 1:
+        return f"one group can be scored, smallest detectable difference {_short(found['value'])}"
+    return (
+        f"smallest detectable difference {_short(found['value'])} or more: all groups must pass, "
+        f"each against the other model's worst group ({_short(found['enough'])} is enough)"
+    )
 
 
 def _difference(found: Numbers) -> str:

@@ -7,6 +7,7 @@ writes nothing where the run would write.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from autopeft.metrics.power import (
     smallest_difference,
     smallest_gap,
     times_more,
+    worst_group_difference,
 )
 from autopeft.prepare import Ready, declare, finished, make_audience, make_setup, prepare
 from autopeft.progress import Screen
@@ -40,6 +42,7 @@ from autopeft.settings import Settings
 from autopeft.timing import Speed, time_worker
 
 TIMING = 30.0  # seconds
+_FOLDER, _OLD = "autopeft-plan-", 86_400.0  # a plan's folder; seconds after which it was left over
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def make_plan(settings: Settings, timing: float = TIMING) -> Plan:
     """As ``plan``, of settings."""
     screen, began = Screen(settings.quiet), time.monotonic()
     state = _state(settings)
-    with tempfile.TemporaryDirectory(prefix="autopeft-plan-") as folder:
+    _clear_old()
+    with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder:
         sample = Sample(Path(folder))
         ready = prepare(settings, screen, decode=sample.decode)
         rehearse(ready.objective, make_audience(settings, ready, ""), settings.objective)
@@ -97,6 +101,17 @@ def make_plan(settings: Settings, timing: float = TIMING) -> Plan:
         if speed is not None:
             numbers |= estimate(settings, ready, setup, sample, speed, seconds["start"])
         return Plan(numbers)
+
+
+def _clear_old() -> None:
+    """Removes what plans that were killed left in the folder for temporary files."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        try:
+            left_over = time.time() - folder.lstat().st_mtime > _OLD
+        except OSError:
+            continue  # another plan was quicker
+        if left_over:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _state(settings: Settings) -> str:
@@ -165,6 +180,8 @@ def _power(settings: Settings, ready: Ready) -> dict[str, Any]:
                 labels = ready.counted.labels[attribute]
                 sets |= {g: _sides(ready, split, g, labels) for g in groups}
         found[split] = {name: _difference(sides, settings.margin) for name, sides in sets.items()}
+    if primary == "worst_group_auroc":
+        found["worst_group"] = {s: _worst(found[s], settings.margin) for s in ("confirm", "test")}
     return found
 
 
@@ -177,6 +194,18 @@ def _difference(sides: list[Sides], margin: float) -> dict[str, Any]:
         "low": alike,
         "high": unlike,
         "times": times_more(value, margin) if value and margin else None,
+    }
+
+
+def _worst(sets: Mapping[str, Mapping[str, Any]], margin: float) -> dict[str, Any]:
+    """What the verdict on the worst group can show; groups that cannot be scored are not in it."""
+    scored = [d["sides"] for name, d in sets.items() if name != "all" and d["value"] is not None]
+    low, high = worst_group_difference(scored) or (None, None)
+    return {
+        "groups": len(scored),
+        "value": low,
+        "enough": high,
+        "times": times_more(low, margin) if low and margin else None,
     }
 
 

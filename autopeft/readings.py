@@ -7,6 +7,7 @@ read as absent, and as present. The verdict itself stays; it says so where its w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,31 +18,38 @@ from autopeft.answer import Answer
 from autopeft.data.splits import UNCERTAIN
 from autopeft.evaluation import Predictions
 from autopeft.metrics.classification import auroc
-from autopeft.verdict import declared_word
+from autopeft.metrics.intervals import Interval, non_inferior
+from autopeft.verdict import declared_word, lost_groups
 
 READ = {"as_zero": 0.0, "as_one": 1.0}
 
 Bools = npt.NDArray[np.bool_]
 
 
-def readings_of(answer: Answer, metric: str, word: str) -> dict[str, Any]:
+def readings_of(
+    answer: Answer, metric: str, word: str, lost: Sequence[str] = ()
+) -> dict[str, Any]:
     """The declared contrast under both readings.
 
     Args:
         answer: with test opened; images with uncertain labels only scored as ``uncertain``.
         metric: of the declared contrast.
         word: what it was called.
+        lost: groups that the verdict calls levelled down.
 
     Returns:
         Empty where no test label is uncertain. Else ``as_zero`` and ``as_one`` (``word``,
-        ``difference``, ``winner`` and ``opponent`` AUROC), ``flips``: whether either word is
-        another one, ``labels``: how many are uncertain, and ``rates`` by group and label.
+        ``difference``, ``winner`` and ``opponent`` AUROC, ``levelled_down``, ``accuracy``: the
+        difference in AUROC and whether it is kept, and ``changes``: which of the three would be
+        another), ``flips``: whether any would, ``labels``: how many are uncertain, and ``rates``
+        by group and label.
     """
     names = dict.fromkeys(("winner", answer.opponent.name))
     whole = {name: _whole(answer, name) for name in names}
     unsure = _unsure(answer)
     if not unsure.any():
         return {}
+    kept = _kept(answer)["kept"]
     found: dict[str, Any] = {}
     for reading, value in READ.items():
         read = {
@@ -50,17 +58,36 @@ def readings_of(answer: Answer, metric: str, word: str) -> dict[str, Any]:
         }
         there = replace(answer, scored={**answer.scored, **read})
         gap, _, other = declared_word(there, metric)
+        down, accuracy = list(lost_groups(there)), _kept(there)
+        changed = {
+            "word": other != word,
+            "levelled_down": down != list(lost),
+            # Where AUROC is the declared metric, its word says it already.
+            "accuracy": metric != "auroc" and accuracy["kept"] != kept,
+        }
         found[reading] = {
             "word": other,
+            "levelled_down": down,
+            "accuracy": accuracy,
+            "changes": [name for name, other_one in changed.items() if other_one],
             "difference": gap.to_dict() if gap else None,
             "winner": auroc(read[("winner", 0, "test")]),
             "opponent": auroc(read[(answer.opponent.name, 0, "test")]),
         }
     return {
         **found,
-        "flips": any(found[reading]["word"] != word for reading in READ),
+        "flips": any(found[reading]["changes"] for reading in READ),
         "labels": int(unsure.sum()),
         "rates": rates(whole["winner"], unsure),
+    }
+
+
+def _kept(answer: Answer) -> dict[str, Any]:
+    """AUROC of winner minus opponent on test, repeat 0, and whether it keeps the margin."""
+    gap: Interval | None = declared_word(answer, "auroc")[0]
+    return {
+        "kept": non_inferior(gap, answer.settings.margin),
+        "difference": gap.to_dict() if gap else None,
     }
 
 
@@ -92,13 +119,20 @@ def with_readings(sentence: str, readings: dict[str, Any]) -> str:
     if not readings.get("flips"):
         return sentence
     told = " and ".join(
-        f"as {value:g} {_quoted(readings[reading]['word'])}" for reading, value in READ.items()
+        f"as {value:g} {_said(readings[reading])}" for reading, value in READ.items()
     )
     return f"{sentence.removesuffix('.')}; it hangs on uncertain labels: read {told}."
 
 
-def _quoted(word: str) -> str:
-    return f'"{word}"'
+def _said(reading: dict[str, Any]) -> str:
+    """The word, and what else would be another."""
+    said = [f'"{reading["word"]}"']
+    if "levelled_down" in reading["changes"]:
+        said.append(f"levelled down {', '.join(reading['levelled_down']) or 'nobody'}")
+    if "accuracy" in reading["changes"]:
+        kept = "kept" if reading["accuracy"]["kept"] else "not shown to be kept"
+        said.append(f"AUROC on test {kept}")
+    return ", ".join(said)
 
 
 def _whole(answer: Answer, name: str) -> Predictions:

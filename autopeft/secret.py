@@ -52,13 +52,16 @@ def key() -> Key:
     A folder that cannot be written to gives a key for this time only, and a note that says so: the
     end of a long run is no place to fail for it.
     """
-    path = file()
+    where = ""
     try:
+        path = file()
+        where = f" in {path}"
         if not path.exists():
             _make(path)
         value = bytes.fromhex(path.read_text().strip())
-    except OSError as error:
-        return Key(secrets.token_bytes(_BYTES), f"no key can be kept in {path} ({error.strerror})")
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home folder
+        why = getattr(error, "strerror", None) or error
+        return Key(secrets.token_bytes(_BYTES), f"no key can be kept{where} ({why})")
     except ValueError:
         value = b""
     if len(value) != _BYTES:

@@ -59,12 +59,13 @@ def record_of(folder: Path) -> Record | None:
     )
 
 
-def check_seen(folder: Path, task: Task) -> str:
+def check_seen(folder: Path, task: Task, folds: bool = False) -> str:
     """Refuses an adapter that was trained on this run's search, confirm, probe or test patients.
 
     Args:
         folder: of the earlier adapter.
         task: of this run, split.
+        folds: train patients judge too (``--inner cv5``), so they must be unseen as well.
 
     Returns:
         What a reader has to know; empty when no patient was seen.
@@ -79,14 +80,23 @@ def check_seen(folder: Path, task: Task) -> str:
             "it comes from is not beside it"
         )
     here = task.split_table()
+    if not record.same_data(task.name, here.path):
+        return ""
+    seen, everyone = record.patients("train"), set(here.patient_id.astype(str))
     held = set(here.patient_id[here.split != "train"].astype(str))
-    both = held & record.patients("train")
-    if both and record.same_data(task.name, here.path):
+    if both := held & seen:
         raise UserError(
             f"{len(both)} of the {len(held)} {task.unit}s outside of this run's train split "
             "trained that adapter: every number would be too good",
             f"--init-adapter {folder}",
             "Split both runs alike (--split-column), or take an adapter of other patients.",
+        )
+    if folds and (both := everyone & seen):
+        raise UserError(
+            f"{len(both)} of the {len(everyone - held)} train {task.unit}s trained that adapter, "
+            "and folds judge by train patients: values over folds would be too good",
+            f"--init-adapter {folder} with --inner cv5",
+            "Take --inner holdout, or an adapter of other patients.",
         )
     return ""
 

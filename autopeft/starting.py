@@ -111,13 +111,19 @@ def check_bound(start: Start, space: Space) -> str:
     return f"not kept orthogonal, as they train no A: {', '.join(free)}" if free else ""
 
 
-def notes(start: Start, task: Task, folder: str) -> tuple[str, ...]:
+def notes(start: Start, task: Task, folder: str, folds: bool = False) -> tuple[str, ...]:
     """What readers must know of the earlier adapter: what it is, and whom it was trained on.
+
+    Args:
+        start: the earlier adapter.
+        task: of this run.
+        folder: of the earlier adapter.
+        folds: whether train patients judge too.
 
     Raises:
         UserError: on patients whom this run means to keep unseen.
     """
-    return tuple(filter(None, (note(start), check_seen(Path(folder), task))))
+    return tuple(filter(None, (note(start), check_seen(Path(folder), task, folds))))
 
 
 def note(start: Start) -> str:

@@ -67,11 +67,25 @@ def verify(name: str | Path, runs_dir: str | Path = "runs", quiet: bool = True) 
             str(folder / "result.json"),
             "Verify it with that version, or run the search again under a new --name.",
         )
-    checks = [*_log(folder, result), *_files(folder, result)]
+    checks = [
+        *_guarded(protocol.LOG, _log(folder, result)),
+        *_guarded("files", _files(folder, result)),
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         checks += recomputed(folder, result, Path(scratch), Screen(quiet))
-    checks += [*_recounts(folder, result), *_ledger(folder, result), *_told(result)]
+    checks += _recounts(folder, result)
+    checks += _guarded(ledger.NAME, _ledger(folder, result))
+    checks += _guarded("result.json", _told(result))
     return Verification(folder, tuple(checks))
+
+
+def _guarded(what: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """Checks as far as they get: a damaged line may hold anything, and is one line here."""
+    try:
+        yield from checks
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        yield Check("differs", what, f"cannot be checked ({type(error).__name__}: {text})")
 
 
 # ---- the log and the files' hashes --------------------------------------------------------------
@@ -84,27 +98,38 @@ def _log(folder: Path, result: Mapping[str, Any]) -> Iterator[Check]:
     except OSError as error:
         yield Check("differs", protocol.LOG, f"cannot be read ({error.strerror})")
         return
-    faults = list(found.faults)
-    if not faults and (found.lines, found.head) != tuple(result["log"].values()):
+    faults, named = list(found.faults), result["log"]
+    if not faults and (found.lines, found.head) != (named.get("lines"), named.get("head")):
         faults.append(
             f"it has {found.lines} lines and ends with {found.head[:12]}; result.json names "
-            f"{result['log'].get('lines')} lines and {str(result['log'].get('head'))[:12]}"
+            f"{named.get('lines')} lines and {str(named.get('head'))[:12]}"
         )
     if found.unfinished:
         faults.append("it ends inside a line")
-    faults += _story(protocol.events(folder), result)
     yield from (Check("differs", protocol.LOG, fault) for fault in faults)
-    if not faults:
+    told = _story(protocol.events(folder), result)
+    yield from (Check("differs", protocol.LOG, fault) for fault in told)
+    if not faults and not told:
         torn = f"; {found.torn} of them torn by a killed driver" if found.torn else ""
         detail = f"{found.lines} lines, each with the hash of the one before{torn}"
         yield Check("ok", protocol.LOG, detail)
 
 
 def _story(events: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[str]:
-    """What the log says against what the result says."""
+    """What the log says against what the result says.
+
+    A run that is killed before test is opened may go on with more trials and choose again: what
+    counts is the last choice before test, and every one after it.
+    """
     faults = []
     names = [e.get("event") for e in events]
-    started, chosen = ([e for e in events if e.get("event") == n] for n in ("started", "chosen"))
+    opened = names.index("test_opened") if "test_opened" in names else -1
+    started = [e for e in events if e.get("event") == "started"]
+    before, after = (
+        [e for e in some if e.get("event") == "chosen"]
+        for some in (events[: max(opened, 0)], events[max(opened, 0) :])
+    )
+    chosen = [*before[-1:], *after]
     if started and started[0].get("recorded"):
         faults.append(f"it begins with {started[0]['recorded']} trials already in the journal")
     if {e.get("protocol") for e in started} != {result["protocol"]}:
@@ -112,8 +137,7 @@ def _story(events: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> li
     won = {"winner": result["best"]["fingerprint"], "against": result["contrast"]["baseline"]}
     if not chosen or any({k: e.get(k) for k in won} != won for e in chosen):
         faults.append(f"what was chosen is not the winner of result.json against {won['against']}")
-    opened = names.index("test_opened") if "test_opened" in names else -1
-    if opened < 0 or "chosen" not in names[:opened]:
+    if not before:
         faults.append("test was opened before the winner was chosen, or never")
     return faults
 

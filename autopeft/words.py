@@ -113,6 +113,7 @@ def reading_lines(numbers: Numbers) -> list[str]:
     told = "; ".join(
         f"read as {value} {interval(found[name]['difference'], signed=True)}, "
         f"{found[name]['word']}"
+        + (f", levelled down {', '.join(down)}" if (down := found[name]["levelled_down"]) else "")
         for name, value in (("as_zero", 0), ("as_one", 1))
     )
     lines = [

@@ -76,6 +76,8 @@ class Mean:
         return Mean(mean, se, mean - wide * se, mean + wide * se, mean - one_sided * se, n)
 
     def __str__(self) -> str:
+        if self.count < 2:
+            return f"{self.value:+.4f}"
         return f"{self.value:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
 
 
@@ -140,12 +142,22 @@ def pool_lines(found: Sequence[Seed]) -> Iterator[str]:
             f"- levelling down, `{rule}`: worst group lower by more than {MARGIN} in {lost} of "
             f"{len(found)} seeds; one-sided 95% lower bound of the mean {m.floor:+.4f}"
         )
+    same = sum(s.picks["auroc"] == s.picks["worst_group"] for s in found)
+    yield f"- `auroc` and `worst_group` pick the same candidate in {same} of {len(found)} seeds"
+    ranks = [_rank_correlation(list(s.search.values())) for s in found]
+    yield f"- rank correlation of AUROC and worst group over the candidates: {np.mean(ranks):.2f}"
     for rule in RULES:
         what = "auroc" if rule == "auroc" else "worst"
         high = [
             _of(s.search[s.picks[rule]], what) - _of(s.fresh[s.picks[rule]], what) for s in found
         ]
         yield f"- search minus truth of `{rule}`'s pick, {what}: {Mean.of(high)}"
+
+
+def _rank_correlation(found: Sequence[data.Values]) -> float:
+    """Spearman's, between AUROC and the worst group's."""
+    pair = [[v.auroc for v in found], [v.worst for v in found]]
+    return float(np.corrcoef(np.argsort(np.argsort(pair, axis=1), axis=1))[0, 1])
 
 
 def _signs(gains: Sequence[float]) -> tuple[list[bool], list[bool], list[bool]]:

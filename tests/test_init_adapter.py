@@ -470,6 +470,15 @@ def test_a_search_from_the_command_line(run_one, mode, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_folds_do_not_judge_by_who_trained_it(run_one):
+    folder = run_one / "first" / "baselines" / "lora_r8"
+    asked = tiny(run_one, name="folds", init_adapter=str(folder), inner="cv5")
+    with pytest.raises(UserError, match="Take --inner holdout, or an adapter of other patients"):
+        autopeft.search(**asked)
+    assert not (run_one / "folds").exists()
+
+
+@pytest.mark.slow
 def test_a_changed_adapter_is_another_question(run_one, tmp_path):
     folder = tmp_path / "early"
     shutil.copytree(run_one / "first" / "baselines" / "lora_r8", folder)

@@ -40,6 +40,17 @@ def test_a_resumed_run_looks_once(tmp_path):
     assert [e["entry"] for e in chain.read(tmp_path / ledger.NAME)] == ["a", "b"]
 
 
+def test_a_run_resumed_with_another_key_has_the_look_of_its_line(tmp_path):
+    look(tmp_path, ["p1", "p2"], "a")
+    first = look(tmp_path, ["p1", "p3"], "b")
+    secret.file().unlink()
+    again = look(tmp_path, ["p1", "p3"], "b")
+    assert (again.number, again.patients, again.seen, again.unknown) == (2, 2, 1, 0)
+    assert (again.number, again.unknown) == ledger.number_of(tmp_path, "b")
+    assert (again.entry, again.line) == (first.entry, first.line)
+    assert "a key that is not here now: later runs will not know" in again.words
+
+
 def test_images_of_one_patient_are_one_patient(tmp_path):
     ids, paths = ["p", "p", "q"], ["a.png", "b.png", "a.png"]
     assert ledger.enter(tmp_path, ids, paths, "one", "1").patients == 2

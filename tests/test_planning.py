@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from tiny_run import flags, tiny
 
 import autopeft
 from autopeft.errors import UserError
-from autopeft.plan_words import duration, plan_lines, size
+from autopeft.metrics.power import smallest_difference
+from autopeft.plan_words import _power, duration, plan_lines, size
 from autopeft.planning import plan
 
 GROUPS = {"group": ("sex", "age:60"), "objective": "fairness", "inner": "holdout"}
@@ -125,11 +128,59 @@ def test_groups_and_what_they_can_show(runs):
         assert every["low"] < every["value"] < every["high"]
         groups = [d["value"] for name, d in power[split].items() if name != "all"]
         assert all(value is None or value > every["value"] for value in groups)
+        worst = power["worst_group"][split]
+        scored = [d["sides"] for n, d in power[split].items() if n != "all" and d["value"]]
+        assert worst["groups"] == len(scored)
+        assert (worst["value"] is None) == (not scored)
+    worst = power["worst_group"]["test"]
+    unpaired = [smallest_difference(s, 0.0) for s in scored]
+    assert len(scored) == 4
+    assert min(unpaired) <= worst["value"] <= max(unpaired) < worst["enough"]
     assert power["test"]["all"]["value"] < power["confirm"]["all"]["value"]
     assert set(found["gaps"]) == {"sex", "age:60"}
     text = "\n".join(plan_lines(found))
     assert 'expect "cannot tell" of equal models' in text
     assert "smallest detectable gap" in text
+    assert "confirm, worst group: too few patients in every group" in text
+    assert "or more: all groups must pass" in text
+
+
+def worst_lines(margin, all_value=0.01, **changes):
+    """The lines of POWER for a worst-group objective."""
+    sides = {"sides": [[75, 225]], "low": 0.04, "high": 0.07, "times": 1.0}
+    worst = {"groups": 4, "value": 0.116, "enough": 0.149, "times": 9.0} | changes
+    sets = {"all": {**sides, "value": all_value}, "sex=F": {**sides, "value": 0.052}}
+    return _power({
+        "metric": "worst_group_auroc", "margin": margin, "confirm": sets, "test": sets,
+        "worst_group": {"confirm": worst, "test": worst},
+        "assumed": {
+            "auroc": 0.85, "correlation": 0.8, "correlations": [0.9, 0.6], "alpha": 0.05,
+            "power": 0.8,
+        },
+    })  # fmt: skip
+
+
+def test_what_everyone_together_can_show_is_no_promise_for_the_worst_group():
+    cannot, may, can = ("\n".join(worst_lines(m)) for m in (0.06, 0.13, 0.15))
+    assert "a margin of .06 cannot be shown" in cannot
+    assert "a margin of .13 may or may not be shown" in may
+    assert "a margin of .15 can be shown" in can
+    assert "the verdict will be" not in "\n".join(worst_lines(0.06, all_value=None))
+    none = "\n".join(worst_lines(0.06, value=None, enough=None, times=None, groups=0))
+    assert "too few patients in every group" in none
+    assert "margin" not in none
+
+
+def test_what_a_killed_plan_left_is_removed_by_a_later_one(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old, new, other = (tmp_path / n for n in ("autopeft-plan-a", "autopeft-plan-b", "mine"))
+    for folder in (old, new, other):
+        folder.mkdir()
+        (folder / "image").write_text("x")
+    for folder in (old, other):
+        os.utime(folder, (1.0, 1.0))
+    plan(**tiny(runs), timing=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["autopeft-plan-b", "mine"]
 
 
 def test_a_wide_margin_can_be_shown(runs):

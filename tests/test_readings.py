@@ -26,7 +26,7 @@ from autopeft.verdict import declared_word
 N = 240  # test patients, half of them ill; then some whose only label is uncertain
 
 
-def answer(unsure_score, opponent_score, alone=60, kept=True):
+def answer(unsure_score, opponent_score, alone=60, kept=True, counted=None):
     """Winner and opponent alike on certain labels; on uncertain ones their scores are given."""
     rng = np.random.default_rng(0)
     ill = np.arange(N) % 2
@@ -52,7 +52,7 @@ def answer(unsure_score, opponent_score, alone=60, kept=True):
                 z[:, None], part_rows.label, part_rows.patient, np.zeros(len(z), int),
                 part_rows.groups, ("ill",), "binary", part,
             )  # fmt: skip
-    audience = Audience(Path(), ("ill",), "binary", {}, {}, 0.01, "", 1)
+    audience = Audience(Path(), ("ill",), "binary", {}, counted or {}, 0.01, "", 1)
     given = dict.fromkeys(f.name for f in dataclasses.fields(Answer))
     given |= {
         "task": task, "scored": scored, "settings": SimpleNamespace(margin=0.01),
@@ -105,6 +105,27 @@ def test_the_values_are_those_of_the_filled_labels():
         expected = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
         assert found[name]["winner"] == pytest.approx(expected)
     assert auroc(asked.scored["winner", 0, "test"]) == auroc(test)  # nothing was filled in place
+
+
+def test_groups_that_would_be_levelled_down_and_accuracy_are_read_too():
+    """The word of the worst group is given as it comes out, so that only the others change."""
+    asked = answer(-4.0, 4.0, counted={"sex": ("sex=F", "sex=M")})
+    plain = readings_of(asked, "auroc", "worse")
+    assert plain["as_zero"]["levelled_down"] == []
+    assert plain["as_one"]["levelled_down"] == ["sex=F", "sex=M"]
+    assert plain["as_one"]["changes"] == ["levelled_down"]
+    assert plain["as_one"]["accuracy"]["difference"] == plain["as_one"]["difference"]
+    assert plain["as_zero"]["accuracy"]["kept"]
+    assert not plain["as_one"]["accuracy"]["kept"]
+    assert "worse, levelled down sex=F, sex=M: the" in words.reading_lines({"readings": plain})[0]
+    known = readings_of(asked, "auroc", "worse", ["sex=F", "sex=M"])
+    assert known["as_one"]["changes"] == []
+    found = readings_of(asked, "average_precision", "worse")
+    assert "accuracy" in found["as_one"]["changes"]
+    assert "accuracy" not in found["as_zero"]["changes"]
+    assert found["flips"]
+    told = with_readings("Worse.", found)
+    assert 'as 1 "worse", levelled down sex=F, sex=M, AUROC on test not shown to be kept.' in told
 
 
 def test_rates_by_group_and_label():

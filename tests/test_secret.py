@@ -66,3 +66,10 @@ def test_a_file_in_the_folder_s_place_fails_nothing(home):
     key = secret.key()
     assert "no key can be kept" in key.note
     assert secret.key() != key
+
+
+def test_a_user_without_a_home_folder_fails_nothing(monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # KeyError, as for an unknown user
+    assert secret.key().note.startswith("no key can be kept (Could not determine home")

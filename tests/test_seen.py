@@ -50,6 +50,19 @@ def test_training_on_its_own_train_patients_again_is_fine(adapter):
     assert check_seen(adapter("best2", trained=("a", "d")), task(test=("x", "y"))) == ""
 
 
+def test_folds_refuse_train_patients_too(adapter):
+    with pytest.raises(UserError, match="2 of the 2 train patients trained that") as caught:
+        check_seen(adapter(trained=("a", "b")), task(), folds=True)
+    assert "--inner cv5" in caught.value.where
+    assert caught.value.fix.startswith("Take --inner holdout")
+    with pytest.raises(UserError, match="1 of the 3 patients outside"):  # no holdout would do
+        check_seen(adapter("best2"), task(), folds=True)
+    assert check_seen(adapter("best3", trained=("x", "y")), task(), folds=True) == ""
+    other = adapter("best4", name="elsewhere")
+    (other.parent / "splits.csv").write_text("path,patient_id,split\np.png,a,train\n")
+    assert check_seen(other, task(), folds=True) == ""
+
+
 def test_the_same_id_in_another_data_set_is_somebody_else(adapter):
     other = adapter(name="elsewhere", paths=("p.png", "q.png"))
     (other.parent / "splits.csv").write_text("path,patient_id,split\np.png,d,train\n")

@@ -15,7 +15,7 @@ import pytest
 from tiny_run import tiny
 
 import autopeft
-from autopeft import chain, secret
+from autopeft import chain, secret, verification
 from autopeft.comparison import differences
 from autopeft.errors import UserError
 from autopeft.verification import verify
@@ -286,6 +286,49 @@ def test_swapped_predictions_stop_a_run_that_goes_on(finished, tmp_path):
 
 def winner_file_of(folder):
     return sorted((folder / "predictions").glob("*-0-all-*-test.npz"))[0]
+
+
+# ---- choices before test, and damaged lines -----------------------------------------------------
+
+
+def test_a_choice_that_a_resumed_run_made_again_before_test_is_no_forgery():
+    result = {"protocol": "p", "best": {"fingerprint": "b"}, "contrast": {"baseline": "lora"}}
+    start, opened = {"event": "started", "protocol": "p"}, {"event": "test_opened"}
+    first, last = ({"event": "chosen", "winner": w, "against": "lora"} for w in "ab")
+    story = verification._story
+    assert story([start, first, start, last, opened], result) == []
+    assert story([start, first, start, last, opened, start, last], result) == []
+    other = ["what was chosen is not the winner of result.json against lora"]
+    assert story([start, last, first, opened], result) == other
+    assert story([start, last, opened, start, first], result) == other
+    unasked = ["test was opened before the winner was chosen, or never"]
+    assert story([start, opened, last], result) == unasked
+    assert unasked[0] in story([start, last], result)
+
+
+@pytest.mark.parametrize(
+    ("facts", "key", "start"),
+    [
+        ({"event": "finished"}, "", "files: cannot be checked (KeyError"),
+        ({"event": "finished", "files": 1}, "", "files: cannot be checked (AttributeError"),
+        ({"event": "finished", "files": {}, "numbers": "", "verdict": "", "journal": {}}, "",
+         "files: cannot be checked (KeyError"),
+        ({"event": "started", "protocol": []}, "", "log.jsonl: cannot be checked (TypeError"),
+        ({}, "log", "log.jsonl: cannot be checked (AttributeError"),
+        ({}, "looks", "test_ledger.jsonl: cannot be checked (TypeError"),
+        ({}, "versions", "result.json: cannot be checked (AttributeError"),
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_one_line(copy, monkeypatch, facts, key, start):
+    monkeypatch.setattr(verification, "recomputed", lambda *_: [])
+    monkeypatch.setattr(verification, "_recounts", lambda *_: [])
+    if facts:
+        chain.append(copy / "log.jsonl", facts)
+    if key:
+        edit_json(copy / "result.json", lambda numbers: numbers.update({key: [1]}))
+    lines = wrong(copy)
+    assert named(lines, start), lines
+    assert all("\n" not in line for line in lines)
 
 
 # ---- what cannot be verified --------------------------------------------------------------------

@@ -19,6 +19,11 @@ _LEAST = 10
 
 _PLACE = {"holdout": "in search", "cv5": "in all folds"}
 
+# Data sets whose train labels may differ from the judged ones, and what makes them equal.
+_EQUAL = {
+    "chexpert": "--data-option uncertain=ignore",
+    "phantom": "--data-option label_noise_split=all",
+}
 
 Inner = Literal["holdout", "cv5"]
 
@@ -116,24 +121,34 @@ def choose_inner(task: Task, settings: Settings, needed: bool) -> tuple[Inner, s
 
     From 5,000 patients on ``auto`` is a holdout. Below it is ``cv5`` where the smallest declared
     group, or everyone where no groups matter, has fewer than ``--min-group`` positive or negative
-    patients in ``search``; for several labels the label that decides is looked at.
+    patients in ``search``; for several labels the label that decides is looked at. Where train
+    patients cannot judge (see `_no_folds`) it stays a holdout.
 
     Args:
         task: the task.
-        settings: inner, min_group and label_fraction.
+        settings: inner, min_group, label_fraction, dataset and init_adapter.
         needed: as in `check_groups`.
 
     Returns:
         The inner level, and why ``auto`` took it.
 
     Raises:
-        UserError: ``cv5`` was asked for together with a share of the labels.
+        UserError: ``cv5`` was asked for together with a share of the labels, or where train has
+            other labels than what is judged.
     """
     if settings.inner == "cv5" and settings.label_fraction < 1:
         raise UserError(
             "folds train on the search patients too, beyond the share of the labels",
             f"--inner cv5 with --label-fraction {settings.label_fraction:g}",
             "Take --inner holdout, or leave out --label-fraction.",
+        )
+    if settings.inner == "cv5" and task.policy_differs:
+        equal = f"{_EQUAL[settings.dataset]}, or " if settings.dataset in _EQUAL else ""
+        raise UserError(
+            "folds judge by train patients, but train has labels (of a policy for uncertain ones, "
+            "or noise) that nobody is judged by",
+            "--inner cv5",
+            f"Take {equal}--inner holdout.",
         )
     if settings.inner != "auto":
         return ("cv5" if settings.inner == "cv5" else "holdout"), ""
@@ -150,9 +165,19 @@ def choose_inner(task: Task, settings: Settings, needed: bool) -> tuple[Inner, s
     name, (p, n) = min(pairs.items(), key=lambda item: min(item[1]))
     where = "" if name == "search" else " in search"
     told = f"{name} has {p} positive and {n} negative {task.unit}s{where}"
-    if min(p, n) < settings.min_group:
-        return "cv5", f"{told}, --min-group {settings.min_group}"
-    return "holdout", told
+    if min(p, n) >= settings.min_group:
+        return "holdout", told
+    told, barred = f"{told}, --min-group {settings.min_group}", _no_folds(task, settings)
+    return ("holdout", f"{told}, but {barred}") if barred else ("cv5", told)
+
+
+def _no_folds(task: Task, settings: Settings) -> str:
+    """Why ``auto`` lets no train patient judge; empty where they may."""
+    if task.policy_differs:
+        return "train has labels that nobody is judged by"
+    if settings.init_adapter is not None:
+        return "train patients may have trained the --init-adapter"
+    return ""
 
 
 def _counts(task: Task, inner: Inner) -> pd.DataFrame:
@@ -175,7 +200,7 @@ def _other_ways(task: Task, settings: Settings, counted: CountedGroups, attribut
     absent = 2 - len(counted.groups[attribute])
     need = best[absent - 1] if len(best) >= absent else 0
     ways = f", or lower --min-group to {need}" if need >= _LEAST else ""
-    if counted.inner == "holdout" and settings.label_fraction == 1:
+    if counted.inner == "holdout" and settings.label_fraction == 1 and not task.policy_differs:
         folds = counted_groups(task, settings.min_group, "cv5").groups[attribute]
         ways += ", or take --inner cv5" if len(folds) >= 2 else ""
     return ways

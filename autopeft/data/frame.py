@@ -109,6 +109,7 @@ def build_task(source: Source, groups: Sequence[str], split_seed: int) -> Task:
         source.name, source.kind, source.unit, source.classes, source.root.resolve(),
         tuple(named), tuple(n for n in notes if n), source.external, rows, split[rest],
         unsure[rest],
+        policy_differs=not np.array_equal(final[rest], judged[rest], equal_nan=True),
     )  # fmt: skip
     return _check_splits(task, where)
 

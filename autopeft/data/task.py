@@ -35,6 +35,8 @@ class Task:
         attributes: group attributes, e.g. ``("sex", "age:60")``.
         notes: what a reader of the report must know; counts only, no path, no patient id.
         external: names of external checks; they come through the same door as ``test``.
+        policy_differs: whether train rows have other labels than judges would see: an uncertain
+            one under a training policy, or noise planted in train. Not in the digest.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Task:
     _unsure: Bools | None = field(default=None, repr=False)
     _sealed: Sealed | None = field(default=None, repr=False, compare=False)
     _counted: Mapping[str, Count] = field(default_factory=dict, repr=False, compare=False)
+    policy_differs: bool = False
 
     def __post_init__(self) -> None:
         # Images of test patients that wait for the readings of uncertain labels are test.

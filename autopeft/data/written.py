@@ -28,7 +28,9 @@ _LISTS = ("classes", "attributes", "notes", "external")
 def about(task: Task) -> dict[str, Any]:
     """What the table does not say of the task; counts and names, no patient id and no path."""
     words = {name: getattr(task, name) for name in _WORDS}
-    return {**words, **{name: list(getattr(task, name)) for name in _LISTS}}
+    # Left out where false: most tasks have one set of labels.
+    differs = {"policy_differs": True} if task.policy_differs else {}
+    return {**words, **{name: list(getattr(task, name)) for name in _LISTS}, **differs}
 
 
 def table(task: Task) -> pd.DataFrame:
@@ -80,6 +82,7 @@ def read(about: Mapping[str, Any], path: Path) -> Task:
         return Task(
             about["name"], about["kind"], about["unit"], classes, Path(), attributes, notes,
             external, rows, _strings(frame["split"]), unsure,
+            policy_differs=bool(about.get("policy_differs", False)),
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", str(path)) from None

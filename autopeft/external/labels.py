@@ -72,7 +72,8 @@ def map_labels(
         given: ``--label-map``.
 
     Raises:
-        UserError: a label of the map is not there, or no class has one.
+        UserError: a label of the map is not there, no class has one, or two classes of which
+            exactly one is right have the same.
     """
     spelled = {plain(name): name for name in whole.classes}
     theirs: dict[str, str] = {}
@@ -92,6 +93,8 @@ def map_labels(
             f"Say which is which, e.g. --label-map {_quoted(classes[0])}="
             f"{_quoted(whole.classes[0])}.",
         )
+    if kind == "multiclass":
+        _refuse_shared(theirs)
     unmapped = tuple(c for c in classes if c not in theirs)
     if kind == "multiclass" and whole.kind == "multiclass":
         return _one_of_several(whole, classes, theirs, unmapped)
@@ -104,6 +107,19 @@ def map_labels(
     if whole.kind == "multiclass":
         notes.append("each label is one class of the data against all the others")
     return Mapped(theirs, unmapped, target, tuple(notes))
+
+
+def _refuse_shared(theirs: Mapping[str, str]) -> None:
+    """Of several classes exactly one is right: no two can be the same label."""
+    for name in theirs.values():
+        same = [ours for ours, label in theirs.items() if label == name]
+        if len(same) > 1:
+            raise UserError(
+                f"the adapter's classes {', '.join(same)} are all the label {name!r}, and of its "
+                "classes exactly one is right",
+                "--label-map",
+                "Give each class a label of its own.",
+            )
 
 
 def _one_of_several(

@@ -11,7 +11,7 @@ from autopeft.metrics.fairness import Counted
 from autopeft.metrics.groups import patient_index
 from autopeft.metrics.intervals import Interval, metric_enough, percentile_interval
 from autopeft.metrics.pairs import Indices, defined
-from autopeft.metrics.resampling import MetricName, patient_weights, prepared
+from autopeft.metrics.resampling import MetricName, Weighted, patient_weights, prepared
 
 
 def fold_interval(
@@ -60,12 +60,7 @@ def fold_interval(
     enough = metric_enough(p, metric, counted)
     inside = percentile_interval(value, np.concatenate(drawn), n, alpha, patients, enough)
     sizes = np.bincount(fold)
-    each = statistic.values((fold[:, None] == np.arange(len(sizes))).astype(np.float64))
-    for k in np.flatnonzero(~np.isfinite(each)):  # over the classes that this fold can score
-        own = p.take(fold[unit] == k)
-        index, many = patient_index(own)
-        found = prepared(own, index, metric, counted, labels)
-        each[k] = found.values(np.ones((many, 1)))[0]
+    each = _by_fold(p, metric, counted, labels, statistic, fold, unit)
     known: Floats = each[np.isfinite(each)]
     if inside is None or len(known) < 2:
         return None
@@ -76,6 +71,24 @@ def fold_interval(
     wide, one_sided = (float(stdtrit(degrees, 1 - a)) for a in (alpha / 2, alpha))
     low, high, floor = value - wide * se, value + wide * se, value - one_sided * se
     return replace(inside, low=low, high=high, floor=floor, se=se)
+
+
+def _by_fold(
+    p: Predictions,
+    metric: MetricName,
+    counted: Counted | None,
+    labels: Counted | None,
+    statistic: Weighted,
+    fold: Indices,
+    unit: Indices,
+) -> Floats:
+    """The metric of each fold alone, over the classes that the fold can score."""
+    found = statistic.values((fold[:, None] == np.arange(fold.max() + 1)).astype(np.float64))
+    for k in np.flatnonzero(~np.isfinite(found)):
+        own = p.take(fold[unit] == k)
+        index, many = patient_index(own)
+        found[k] = prepared(own, index, metric, counted, labels).values(np.ones((many, 1)))[0]
+    return found
 
 
 def fold_of_patient(p: Predictions, unit: Indices) -> Indices:

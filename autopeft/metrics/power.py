@@ -4,6 +4,11 @@ Everything rests on counts of positive and negative patients and on three assump
 printed with the answer: how high the AUROCs are, how alike the two models rank (`CORRELATION`),
 and how much the labels share (`SHARED`). Patients are counted, never images: several images of
 one patient are taken to say the same, the largest design effect that Obuchowski (1997) allows.
+
+A verdict on the worst group is not a paired comparison: each of the winner's groups is held
+against the opponent's worst group, which is other patients, and all of them have to pass
+(``metrics.worst``). `smallest_difference` of a group says nothing about it;
+`worst_group_difference` does.
 """
 
 from __future__ import annotations
@@ -80,6 +85,43 @@ def smallest_difference(
         return None
     factor = float(ndtri(1 - alpha / 2) + ndtri(power))
     return factor * float(np.sqrt(2 * (1 - correlation))) * mean_error(labels, auroc)
+
+
+def worst_group_difference(
+    groups: Sequence[Sequence[Sides]],
+    auroc: float = AUROC,
+    alpha: float = ALPHA,
+    power: float = POWER,
+) -> tuple[float, float] | None:
+    """Between which two differences the test of ``metrics.worst`` reaches this power.
+
+    Of groups that are equally good in both models: each of the winner's groups has to lie above
+    the opponent's worst one, whichever that is. Below the first number the two
+    groups that are compared worst are not told apart with this power (nothing is paired, r = 0).
+    At the second each of K comparisons fails with at most (1 - power) / K, so all of them pass
+    with this power (Bonferroni). As in `smallest_difference` it is the smallest margin, too.
+
+    Args:
+        groups: for each group the sides of each label.
+        auroc: in all groups of both models.
+        alpha: two-sided level of each comparison.
+        power: probability that all pass.
+
+    Returns:
+        At least and at most; one group alone is paired. None where a group cannot be scored.
+    """
+    from scipy.special import ndtri
+
+    if not groups or any(smallest_difference(labels) is None for labels in groups):
+        return None
+    if len(groups) == 1:
+        alone = smallest_difference(groups[0], CORRELATION, auroc, alpha, power)
+        return None if alone is None else (alone, alone)
+    one, two = sorted(mean_error(labels, auroc) for labels in groups)[-2:]
+    widest = float(np.hypot(one, two))
+    all_pass = 1 - (1 - power) / len(groups)
+    low, high = (float(ndtri(1 - alpha / 2) + ndtri(p)) * widest for p in (power, all_pass))
+    return low, high
 
 
 def times_more(found: float, wanted: float) -> float:

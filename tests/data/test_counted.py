@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import synthetic
@@ -120,6 +122,40 @@ def test_a_share_of_the_labels_and_folds_exclude_each_other():
     assert choose_inner(made, few, needed=False)[0] == "holdout"
     with pytest.raises(UserError, match="beyond the share"):
         choose_inner(made, settings(inner="cv5", label_fraction=0.1), needed=False)
+
+
+def test_train_patients_with_labels_of_a_policy_never_judge():
+    few, more = {"sex=F": (20, 12), "sex=M": (7, 40)}, {"sex=F": (60, 50), "sex=M": (20, 90)}
+    made = replace(with_train(few, more), policy_differs=True)
+    for dataset, fix in (
+        ("chexpert", "Take --data-option uncertain=ignore, or --inner holdout."),
+        ("phantom", "Take --data-option label_noise_split=all, or --inner holdout."),
+        ("labels.csv", "Take --inner holdout."),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_groups(made, settings(inner="cv5", dataset=dataset))
+        assert (caught.value.where, caught.value.fix) == ("--inner cv5", fix)
+    found = check_groups(made, settings(inner="auto", min_group=41), needed=False)
+    assert (found.inner, found.why) == (
+        "holdout",
+        "search has 27 positive and 52 negative patients, --min-group 41, but train has labels "
+        "that nobody is judged by",
+    )
+    assert check_groups(made, settings(), needed=False).inner == "holdout"
+    with pytest.raises(UserError, match=r"Drop this --group\.$"):  # no folds are offered
+        check_groups(made, settings(inner="auto"))
+
+
+def test_with_an_earlier_adapter_auto_takes_no_folds():
+    made = task({"sex=F": (2, 40), "sex=M": (7, 40)})
+    found = choose_inner(made, settings(inner="auto", init_adapter="runs/a/best"), needed=False)
+    assert found == (
+        "holdout",
+        "search has 9 positive and 80 negative patients, --min-group 10, but train patients may "
+        "have trained the --init-adapter",
+    )
+    asked = settings(inner="cv5", init_adapter="runs/a/best")
+    assert choose_inner(made, asked, needed=False) == ("cv5", "")  # `seen` looks at the patients
 
 
 def test_what_the_user_says_is_not_explained():

@@ -38,6 +38,21 @@ def test_the_training_policy_touches_train_only(source):
     assert f"{dropped} images without a known label were left out" in task.notes
 
 
+def test_a_task_knows_that_train_has_other_labels(source):
+    assert build_task(source, (), 0).policy_differs
+    for same in (
+        replace(source, label=source.judged),
+        replace(source, label=source.judged, judged=None),
+    ):
+        task = build_task(same, (), 0)
+        assert not task.policy_differs
+        assert task.digest == replace(task, policy_differs=True).digest
+    # Where only test patients are uncertain the policy says nothing.
+    words = np.array(["test", "test", "search", "confirm", *["train"] * 6])[np.arange(200) % 10]
+    given = replace(source, frame=source.frame.assign(split=words))
+    assert not build_task(given, (), 0).policy_differs
+
+
 def test_another_policy_keeps_the_evaluated_rows(source):
     """What train does with an uncertain label must not move a patient between splits."""
     other = replace(source, label=np.where(np.isnan(source.judged), 0, source.judged))

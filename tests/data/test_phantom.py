@@ -241,6 +241,7 @@ def test_wrong_labels_in_train_only(tmp_path):
     }
     truth = pd.read_csv(next(tmp_path.glob("phantom-*")) / "labels.csv").set_index("path")
     for split, task in tasks.items():
+        assert task.policy_differs == (split == "train")
         for name in ("train", "search", "confirm", "test"):
             rows = task.open_test() if name == "test" else task.rows(name)
             wrong = (rows.label[:, 0] != truth.loc[rows.path, "true_lesion"]).mean()

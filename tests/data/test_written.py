@@ -1,6 +1,7 @@
 """A task from the table that a finished run keeps."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,12 @@ def test_it_is_the_same_task(task, tmp_path):
         }
     assert (again.name, again.kind, again.unit) == (task.name, task.kind, task.unit)
     assert (again.notes, again.external) == (task.notes, task.external)
+
+
+def test_that_train_has_other_labels_is_kept(task, tmp_path):
+    assert "policy_differs" not in written.about(task)
+    assert not written.read(*save(task, tmp_path)).policy_differs
+    assert written.read(*save(replace(task, policy_differs=True), tmp_path)).policy_differs
 
 
 def test_it_is_sealed_again(task, tmp_path):

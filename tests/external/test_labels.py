@@ -51,6 +51,15 @@ def test_of_several_classes_foreign_ones_are_left_out_and_absent_ones_have_nobod
     assert "1 images of classes that the adapter does not have (x)" in found.notes[0]
 
 
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_of_several_classes_no_two_are_one_label(kind):
+    several = data(["x", "y"], np.eye(2), kind)
+    both = {"a": "x", "b": "x"}
+    with pytest.raises(UserError, match="classes a, b are all the label 'x'"):
+        map_labels(several, ("a", "b"), "multiclass", both)
+    assert map_labels(several, ("a", "b"), "multilabel", both).theirs == both  # each by itself
+
+
 @pytest.mark.parametrize(
     ("given", "classes", "message"),
     [

@@ -14,6 +14,7 @@ from autopeft.metrics.power import (
     smallest_difference,
     smallest_gap,
     times_more,
+    worst_group_difference,
 )
 
 SIDE = st.integers(10, 5000)
@@ -124,6 +125,43 @@ def test_a_gap_is_that_of_two_independent_groups_and_grows_with_the_tests():
     expected = (norm.ppf(0.975) + norm.ppf(0.8)) * error
     assert smallest_gap(groups) == pytest.approx(expected, rel=1e-3)
     assert smallest_gap(groups, attributes=2) > smallest_gap(groups)
+
+
+def share_where_all_pass(drawn, groups, margin, draws=500):
+    """How often every group of one of two equal models passes against the other's first group."""
+    both = [
+        np.array(
+            [aurocs(p, q) for p, q in zip(*two_models(drawn, draws, *g, *equal), strict=True)]
+        )
+        for g in groups
+        for equal in [(0.85, 0.85, 0.8)]
+    ]
+    other = both[0][1]
+    gaps = np.array([mine - other for mine, _ in both])
+    return ((gaps - 1.96 * gaps.std(axis=1, keepdims=True)) > -margin).all(axis=0).mean()
+
+
+@pytest.mark.parametrize("groups", [[(40, 90)] * 4, [(30, 60), (35, 80), (120, 200)]])
+def test_every_group_passes_in_four_of_five_tables_between_the_two_differences(groups):
+    drawn, sides = np.random.default_rng(4), [[g] for g in groups]
+    low, high = worst_group_difference(sides)
+    assert share_where_all_pass(drawn, groups, low) < 0.83
+    assert share_where_all_pass(drawn, groups, high) > 0.77
+    # What a group's paired difference promised.
+    paired = max(smallest_difference(s) for s in sides)
+    assert share_where_all_pass(drawn, groups, paired) < 0.35
+
+
+def test_the_worst_group_of_equal_groups_is_compared_with_other_patients():
+    low, high = worst_group_difference([[(75, 225)]] * 4)
+    assert low == pytest.approx(smallest_difference([(75, 225)], 0.0))
+    assert (low, high) == pytest.approx((0.116, 0.149), abs=0.001)
+    assert worst_group_difference([[(75, 225)]]) == (smallest_difference([(75, 225)]),) * 2
+    two = worst_group_difference([[(75, 225)]] * 2)
+    assert two[0] == low
+    assert low < two[1] < high
+    assert worst_group_difference([]) is None
+    assert worst_group_difference([[(75, 225)], [(9, 50)]]) is None
 
 
 def test_half_the_difference_takes_four_times_the_patients():
