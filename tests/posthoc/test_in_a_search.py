@@ -29,7 +29,7 @@ post: {wise_ft: {alpha: {choices: [0.3, 0.6]}}}
 def test_the_winner_is_the_interpolated_adapter(tmp_path, monkeypatch):
     (tmp_path / "space.yaml").write_text(SPACE)
     # On so few images the linear probe would win; search's own pick is asked for instead.
-    monkeypatch.setattr("autopeft.driver.choose_winner", lambda models, *_: models[0])
+    monkeypatch.setattr("autopeft.confirmation.last_two", lambda models, *_: models[:1])
     asked = tiny(tmp_path / "runs", space=str(tmp_path / "space.yaml"), name="step")
     result = autopeft.search(**asked)
     numbers = result.numbers
