@@ -594,6 +594,7 @@ def test_a_worker_s_setup_holds_no_confirm_and_no_test_patient(world, vit, tmp_p
         images=world.store.folder,
         counted=SimpleNamespace(groups={}, labels={}),
         start=None,
+        folds=False,
     )
     settings = Settings(backbone="test_vit", runs_dir=str(tmp_path), name="x", precision="fp32")
     setup = make_setup(settings, ready, study)
