@@ -518,11 +518,10 @@ def test_ray_with_two_workers_trains_the_same_candidates(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["balanced", "calibration", "efficiency", "equalized_odds"])
-def test_every_other_objective_answers_too(tmp_path, name):
-    """auroc, fairness and memorization have tests of their own; these share their machinery."""
-    patients = "1400" if name == "calibration" else "300"  # 200 in search
-    films = {"patients": patients, "size": "32", "contrast": "2", "images_per_patient": "1"}
+@pytest.mark.parametrize("name", ["efficiency", "equalized_odds"])
+def test_other_objectives_answer_too(tmp_path, name):
+    """auroc, fairness and memorization have tests of their own."""
+    films = {"patients": "400", "size": "32", "contrast": "2", "images_per_patient": "1"}
     options = tiny(tmp_path, objective=name, data_option=films, epochs=1)
     if "groups" in load_objective(name).needs:
         options |= {"group": ("sex",), "min_group": 10}
