@@ -41,10 +41,13 @@ def scale_output(module: nn.Module, scale: str, shift: str | None, owner: str) -
     """Lets a module's output pass ``scaled``, with parameters of the module of these names."""
 
     def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        if "scaled_by" in vars(module):  # ``training.fast`` has it in the layer already
+            return out
         moved = None if shift is None else module.get_parameter(shift)
         return scaled(out, module.get_parameter(scale), moved, channel_dim(module))
 
     hook.owner = owner  # type: ignore[attr-defined]
+    hook.scales = scale, shift  # type: ignore[attr-defined]
     module.register_forward_hook(hook)
     if hasattr(module, "gamma"):
         module.forward = MethodType(_layer_scale, module)
@@ -101,6 +104,8 @@ def fold_scale(module: nn.Module, scale: Tensor, shift: Tensor | None, owner: st
             set_frozen(module, "gamma", module.get_parameter("gamma") * scale)
             vars(module).pop("forward", None)
             return
+        if vars(module).pop("scaled_by", None):
+            vars(module).pop("forward")
         weight = module.get_parameter("weight")
         column = scale.reshape(-1, *[1] * (weight.ndim - 1))
         set_frozen(module, "weight", weight * column)

@@ -1,4 +1,4 @@
-"""The same training step with less work: frozen weights cast once, LoRA fused, attention explicit.
+"""The same training step with less work: weights cast once, adapters fused, attention explicit.
 
 A plain step under autocast casts every frozen weight again and again, runs LoRA as six small
 operations, and takes a fused attention whose backward pass is slow for few tokens on a CPU. What
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Explicit attention keeps its B x heads x N x N weights; with more tokens that is too much memory.
 FEW_TOKENS = 600
+_NEAR_ZERO = 0.1  # a scale that nothing is divided by
 
 
 class Casts:
@@ -69,6 +70,9 @@ def speed_up(adapted: Adapted, precision: Precision, casts: Casts) -> None:
     for module in adapted.network.model.modules():
         if _is_plain_lora(module):
             module.forward = MethodType(_lora_forward, module)
+        elif casts.device == "cpu" and (names := _plain_scale(module)):
+            vars(module)["scaled_by"] = names
+            module.forward = MethodType(_scaled_forward, module)
 
 
 def move(tensors: Iterable[Tensor], device: Device) -> None:
@@ -155,6 +159,66 @@ def _lora_forward(self: Any, x: Tensor) -> Tensor:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     out: Tensor = LowRank.apply(x, base.weight, base.bias, a, b, self.scaling[name])
     return out
+
+
+def _plain_scale(module: Any) -> tuple[str, str | None] | None:
+    """The names of scale and shift on a frozen linear layer with nothing else on top."""
+    hooks = list(module._forward_hooks.values()) if type(module) is nn.Linear else []
+    if len(hooks) != 1 or module._forward_pre_hooks or "forward" in vars(module):
+        return None
+    names: tuple[str, str | None] | None = getattr(hooks[0], "scales", None)
+    trains = {n for n, p in module.named_parameters(recurse=False) if p.requires_grad}
+    return names if names and trains <= set(names) else None
+
+
+def _scaled_forward(self: Any, x: Tensor) -> Tensor:
+    """In the place of a scaled linear layer's ``forward``; its hook does nothing then."""
+    scale, shift = (None if n is None else self.get_parameter(n) for n in self.scaled_by)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    out: Tensor = Scaled.apply(x, self.weight, self.bias, scale, shift)
+    return out
+
+
+class Scaled(torch.autograd.Function):
+    """y = s (W x + c) + t for a frozen W: the scale goes into the weight, not over the outputs.
+
+    Shapes: x [..., i], W [o, i], c [o] or None, s [o], t [o] or None; s and t in fp32. Saved for
+    the backward pass: y. The gradient of s is that of y without t, over s; where s is near 0,
+    W x + c is computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, t: Tensor | None
+    ) -> Tensor:
+        """See the class."""
+        flat = x.reshape(-1, x.shape[-1])
+        scaled = (weight * s[:, None]).to(x.dtype)
+        base = torch.zeros_like(s) if bias is None else bias * s
+        base = (base if t is None else base + t).to(x.dtype)
+        out = torch.addmm(base, flat, scaled.t())
+        near = bool(s.detach().abs().min() < _NEAR_ZERO)
+        ctx.save_for_backward(out, scaled, s, t, *((flat, weight, bias) if near else ()))
+        ctx.shape = x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of x, s and t."""
+        out, scaled, s, t, *plain = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        grad_x = (grad @ scaled).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        grad_t = None if t is None else grad.sum(0, dtype=torch.float32)
+        if plain:
+            flat, weight, bias = plain
+            low = None if bias is None else bias.to(flat.dtype)
+            raw = torch.nn.functional.linear(flat, weight.to(flat.dtype), low)
+            return grad_x, None, None, (grad * raw).sum(0, dtype=torch.float32), grad_t
+        grad_s = (grad * out).sum(0, dtype=torch.float32)
+        if t is not None:
+            grad_s -= t * grad_t
+        return grad_x, None, None, grad_s / s, grad_t
 
 
 class LowRank(torch.autograd.Function):

@@ -10,12 +10,13 @@ from torch import nn
 from autopeft.backbones.describe import random_backbone
 from autopeft.methods import build, canonical
 from autopeft.training import fast
-from autopeft.training.fast import Casts, LowRank, speed_up
+from autopeft.training.fast import Casts, LowRank, Scaled, speed_up
 from autopeft.training.precision import autocast
 
 
 def lora(vit, **changes):
     raw = {"method": "lora", "blocks": "all", "r": 4, "lora_alpha": 8, "lr": 1e-3, **changes}
+    raw = {k: v for k, v in raw.items() if v is not None}
     adapted = build(vit, canonical(raw, vit.facts), 2, seed=0, repeat=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -57,6 +58,55 @@ def test_the_function_has_the_right_gradients(bias):
         strict=True,
     ):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("least", [0.5, 0.0])
+def test_a_scaled_layer_has_the_right_gradients(bias, shift, least):
+    torch.manual_seed(0)
+    x, s, t = (torch.randn(s, dtype=torch.float64) for s in ((2, 3, 5), (4,), (4,)))
+    w, c = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    s = s.abs() + least if least else s * torch.tensor([0.0, 1, 1, 1])  # one of them is 0
+    used = (x, s, t) if shift else (x, s)
+    for v in used:
+        v.requires_grad_()
+    c, t = c if bias else None, t if shift else None
+
+    def plain():
+        out = nn.functional.linear(x, w, c) * s
+        return out if t is None else out + t
+
+    torch.testing.assert_close(Scaled.apply(x, w, c, s, t), plain())
+    for ours, theirs in zip(
+        torch.autograd.grad(Scaled.apply(x, w, c, s, t).pow(2).sum(), used),
+        torch.autograd.grad(plain().pow(2).sum(), used),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ssf", "difffit"])
+@pytest.mark.parametrize(("precision", "close"), [("fp32", 1e-4), ("bf16", 0.15)])
+def test_scaled_layers_step_as_their_hooks_do(vit, pixels, method, precision, close):
+    plain, quick = (lora(vit, method=method, r=None, lora_alpha=None) for _ in range(2))
+    speed_up(quick, precision, Casts(vit.model))
+    fused = [m for m in quick.network.model.modules() if "scaled_by" in vars(m)]
+    assert bool(fused) == (method == "ssf")  # DiffFit scales no linear layer
+    expected, grads = gradients(plain, pixels)
+    found, others = gradients(quick, pixels, precision)
+    torch.testing.assert_close(found, expected, rtol=close, atol=close)
+    for name, grad in grads.items():
+        apart = (others[name] - grad).norm() / grad.norm().clamp_min(1e-6)
+        assert apart < close, name
+
+
+def test_another_method_on_top_of_a_scaled_layer_keeps_the_hook(vit):
+    quick = lora(vit, method="ssf", r=None, lora_alpha=None)
+    linear = next(m for m in quick.network.model.modules() if hasattr(m, "ssf_scale"))
+    linear.register_forward_hook(lambda module, args, out: out)
+    speed_up(quick, "fp32", Casts(vit.model))
+    assert "scaled_by" not in vars(linear)
 
 
 def test_a_step_equals_peft_s_own_in_fp32(vit, pixels):
