@@ -206,6 +206,7 @@ class _Watch:
         """The jobs that train no blocks: scoring, a probe, all readouts, what trains nothing."""
         n, m = len(setup.rows["train"]), len(setup.rows["search"])
         rows, digest = setup.rows["search"].blind(), setup.digest()
+        grouped = replace(setup.rows["search"], label=None)  # the groups alone are a baseline
         shallow = _lora(1, self.facts)
         probe = canonical({"method": "linear_probe", "weight_decay": 0.01}, self.facts)
         found: Others = {}
@@ -216,7 +217,7 @@ class _Watch:
             found["readouts"] = n, self.run(setup, Job("readouts", digest, split="train")).wall
         if self.time_left:
             found["probe"] = n, self.train(setup, probe, 0, 1).wall
-            job = Job("simple", digest, probe, rows=rows, split="search")
+            job = Job("simple", digest, probe, rows=grouped, split="search")
             found["simple"] = n + m, self.run(setup, job).wall
         self.measured += found
         return found

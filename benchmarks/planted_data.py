@@ -44,7 +44,7 @@ BOUNDARIES = (3, 4, 5)
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is, and how visible lesions are."""
+    """How large everything is, how many are women, and how visible lesions are."""
 
     image: int = 56
     train: int = 800
@@ -54,6 +54,7 @@ class Size:
     epochs: int = 4
     batch: int = 32
     contrast: float = 1.0
+    women: float = 0.5
 
 
 SIZE = Size()
@@ -248,6 +249,7 @@ def phantom(seed: int, patients: int, shortcut: float, size: Size = SIZE) -> Pha
         images_per_patient=1,
         size=size.image,
         contrast=size.contrast,
+        women=size.women,
         shortcut=shortcut,
         shortcut_in=MEN,
         seed=seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +71,48 @@ LATE = {
     for lr in (2e-3, 4e-3)
     for dro in (False, True)
 }
-POOLS = {"mixed": MIXED, "late": LATE}
-FLOOR = {
-    "mixed": ("probe 6 both", "lora r=8 blocks 3-5"),
-    "late": ("lora r=8 blocks 3-5, lr 0.002",),
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is planted, and who may be picked.
+
+    Attributes:
+        pool: name -> candidate as given.
+        floor: the plain references of `fairness`: its floor is the best of them, minus .01.
+        size: how large everything is.
+        shortcut: how strongly the mark goes with the lesion in men.
+    """
+
+    pool: dict[str, dict[str, Any]]
+    floor: tuple[str, ...]
+    size: Size = SIZE
+    shortcut: float = 0.9
+
+
+_PLAIN = ("probe 6 both", "lora r=8 blocks 3-5")
+DESIGNS = {
+    "mixed": Design(MIXED, _PLAIN),
+    "late": Design(LATE, ("lora r=8 blocks 3-5, lr 0.002",)),
+    "few-women": Design(MIXED, _PLAIN, replace(SIZE, women=0.2, train=2000)),
 }
 
 
-def candidates(kind: str, size: Size = SIZE) -> dict[str, Candidate]:
+def candidates(design: Design) -> dict[str, Candidate]:
     """Name -> candidate of a pool."""
-    facts = data.network(size.image).facts
-    return {name: canonical(raw, facts) for name, raw in POOLS[kind].items()}
+    facts = data.network(design.size.image).facts
+    return {name: canonical(raw, facts) for name, raw in design.pool.items()}
 
 
-def pool(out: Path, kind: str, seed: int, shortcut: float, size: Size = SIZE) -> None:
+def pool(out: Path, kind: str, seed: int) -> None:
     """Trains, picks and reads the truth for one seed; what is there is not done again."""
-    folder = out / folder_name(kind, shortcut, size) / f"{seed:02d}"
-    made = {name: folder / f"{_file(name)}.npz" for name in POOLS[kind]}
+    design = DESIGNS[kind]
+    size, shortcut = design.size, design.shortcut
+    folder = out / kind / f"{seed:02d}"
+    made = {name: folder / f"{_file(name)}.npz" for name in design.pool}
     if (folder / "done").exists():
         return
-    net, everyone = data.network(size.image), candidates(kind, size)
+    net, everyone = data.network(size.image), candidates(design)
     found = data.films(out, data.phantom(seed, size.train + size.search, shortcut, size))
     rows = {"train": found.rows(slice(size.train)), "search": found.rows(slice(size.train, None))}
     setup = data.setup_of(found, rows, folder, size.epochs, size)
@@ -107,7 +130,7 @@ def pool(out: Path, kind: str, seed: int, shortcut: float, size: Size = SIZE) ->
             data.save(made[name], score=score, params=params, seconds=spent)
             print(f"{kind} {seed} {name}: {spent:.1f} s", flush=True)
     _, states = data.fresh(out, shortcut, size)
-    for name in sorted(set(picks(folder, kind, rows["search"]).values())):
+    for name in sorted(set(picks(folder, design, rows["search"]).values())):
         file = folder / f"fresh-{_file(name)}.npz"
         if not file.exists():
             began = time.process_time()
@@ -121,28 +144,23 @@ def pool(out: Path, kind: str, seed: int, shortcut: float, size: Size = SIZE) ->
     (folder / "done").touch()
 
 
-def folder_name(kind: str, shortcut: float, size: Size) -> str:
-    """Where the seeds of a pool lie."""
-    return f"{kind}-{shortcut:g}-{size.contrast:g}"
-
-
 def _file(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def scored(folder: Path, kind: str, rows: Rows) -> dict[str, tuple[data.Predictions, int]]:
+def scored(folder: Path, design: Design, rows: Rows) -> dict[str, tuple[data.Predictions, int]]:
     """Candidate -> predictions on search, trained numbers."""
     found = {}
-    for name in POOLS[kind]:
+    for name in design.pool:
         with np.load(folder / f"{_file(name)}.npz") as file:
             found[name] = data.predictions(file["score"], rows), int(file["params"])
     return found
 
 
-def picks(folder: Path, kind: str, rows: Rows) -> dict[str, str]:
+def picks(folder: Path, design: Design, rows: Rows) -> dict[str, str]:
     """Rule -> the candidate that it picks of a seed's pool, by the search patients."""
-    known = scored(folder, kind, rows)
-    floor = max(data.values(known[name][0]).auroc for name in FLOOR[kind])
+    known = scored(folder, design, rows)
+    floor = max(data.values(known[name][0]).auroc for name in design.floor)
     names = list(known)
     every = [data.evaluation(p, params, floor) for p, params in known.values()]
     fairness = load_objective("fairness")

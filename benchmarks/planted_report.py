@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import planted_data as data
 import planted_pool
 from planted_coverage import COVERAGE, ESTIMATES
-from planted_data import SIZE, Size
 from planted_memory import ALARM, MEMORY, RECIPES, read
+from planted_pool import DESIGNS, Design
 from scipy.special import stdtrit
 
 from autopeft.drawing import WIDTH, axis, figure, grid, line, text
@@ -21,7 +20,6 @@ from autopeft.files import write_text
 
 MARGIN = 0.01
 RULES = ("auroc", "worst_group", "fairness")
-SHORTCUTS, CONTRASTS = (0.9, 0.5, 0.0), (1.0, 0.7)
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
 
@@ -84,25 +82,24 @@ class Mean:
 # ---- pool ---------------------------------------------------------------------------------------
 
 
-def seeds_of(out: Path, kind: str, shortcut: float, size: Size = SIZE) -> list[Seed]:
+def seeds_of(out: Path, kind: str) -> list[Seed]:
     """All finished seeds of a pool."""
-    folder = out / planted_pool.folder_name(kind, shortcut, size)
-    done = sorted(p.parent for p in folder.glob("*/done"))
+    design = DESIGNS[kind]
+    done = sorted(p.parent for p in (out / kind).glob("*/done"))
     if not done:
         return []
-    rows = data.films(out, data.phantom(data.FRESH_SEED, size.fresh, shortcut, size)).rows()
-    return [_seed(out, folder, kind, shortcut, rows, size) for folder in done]
+    size = design.size
+    rows = data.films(out, data.phantom(data.FRESH_SEED, size.fresh, design.shortcut, size)).rows()
+    return [_seed(out, folder, design, rows) for folder in done]
 
 
-def _seed(
-    out: Path, folder: Path, kind: str, shortcut: float, fresh: data.Rows, size: Size
-) -> Seed:
-    number = int(folder.name)
-    found = data.films(out, data.phantom(number, size.train + size.search, shortcut, size))
+def _seed(out: Path, folder: Path, design: Design, fresh: data.Rows) -> Seed:
+    number, size = int(folder.name), design.size
+    found = data.films(out, data.phantom(number, size.train + size.search, design.shortcut, size))
     rows, mark = found.rows(slice(size.train, None)), np.load(folder / "mark.npy")
     assert rows.label is not None
-    picks = planted_pool.picks(folder, kind, rows)
-    known = planted_pool.scored(folder, kind, rows)
+    picks = planted_pool.picks(folder, design, rows)
+    known = planted_pool.scored(folder, design, rows)
     truth = {
         name: data.values(data.predictions(planted_pool.fresh_scores(folder, name), fresh))
         for name in set(picks.values())
@@ -287,15 +284,14 @@ def report(out: Path, docs: Path | None) -> None:
         docs: if given, the tables go into its ``planted.md`` too, and the pictures beside it.
     """
     parts: list[str] = []
-    for kind, shortcut, contrast in product(planted_pool.POOLS, SHORTCUTS, CONTRASTS):
-        found = seeds_of(out, kind, shortcut, replace(SIZE, contrast=contrast))
+    for kind in DESIGNS:
+        found = seeds_of(out, kind)
         if found:
-            name = f"{kind}, shortcut {shortcut:g}, contrast {contrast:g}"
-            title = f"Pool {name}: {len(found)} seeds"
+            title = f"Pool {kind}: {len(found)} seeds"
             lines = [*pool_lines(found), "", *candidate_lines(found)]
             if docs and len(found) > 1:
-                file = f"planted_{kind}_{shortcut * 10:.0f}_{contrast * 10:.0f}.svg"
-                write_text(docs / file, pool_picture(found, f"Pool {name}") + "\n")
+                file = f"planted_{kind.replace('-', '_')}.svg"
+                write_text(docs / file, pool_picture(found, f"Pool {kind}") + "\n")
                 lines += ["", f"![True worst group by seed]({file})"]
             parts.append(_section(title, lines))
     rest = (

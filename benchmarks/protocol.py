@@ -217,7 +217,7 @@ STUDIES: dict[str, tuple[Callable[..., Row], list[Case]]] = {
         one_search,
         [
             Case({"patients": n, "candidates": kind}, repeats)
-            for n, repeats in ((100, 60), (234, 60), (1000, 40), (5000, 12))
+            for n, repeats in ((100, 200), (234, 200), (1000, 200), (5000, 60))
             for kind in ("differ", "equal")
         ],
     ),

@@ -8,17 +8,21 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import replace
 
 import pytest
 from tiny_run import flags, tiny
 
 import autopeft
-from autopeft.errors import UserError
+from autopeft import planning, timing
+from autopeft.errors import RunError, UserError
 from autopeft.metrics.power import smallest_difference
 from autopeft.plan_words import _power, duration, plan_lines, size
 from autopeft.planning import plan
 
 GROUPS = {"group": ("sex", "age:60"), "objective": "fairness", "inner": "holdout"}
+MANY = {"patients": "400", "size": "32", "contrast": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +110,20 @@ def test_without_a_timing_there_are_no_times(runs):
     assert "TIME     not estimated: --timing 0" in plan_lines(found)
 
 
+def test_every_job_is_timed_where_there_are_groups(runs, monkeypatch):
+    seen = {}
+
+    def others_only(setup, facts, decode, seconds):
+        rows = {split: timing._first(rows, timing.FEW) for split, rows in setup.rows.items()}
+        watch = timing._Watch(facts, time.monotonic() + 600)
+        seen.update(watch.others(replace(setup, rows=rows)))
+        raise RunError("seen enough")
+
+    monkeypatch.setattr(planning, "time_worker", others_only)
+    plan(**tiny(runs, data_option=MANY, min_group=10, **GROUPS), timing=1.0)
+    assert set(seen) == {"score", "readouts", "probe", "simple"}
+
+
 def test_a_timing_that_fails_is_said(runs, monkeypatch):
     from autopeft import trial
     from autopeft.job import Outcome
@@ -116,8 +134,7 @@ def test_a_timing_that_fails_is_said(runs, monkeypatch):
 
 
 def test_groups_and_what_they_can_show(runs):
-    many = {"patients": "400", "size": "32", "contrast": "2"}
-    options = tiny(runs, data_option=many, **{**GROUPS, "min_group": 10})
+    options = tiny(runs, data_option=MANY, min_group=10, **GROUPS)
     found = plan(**options, timing=0).numbers
     assert set(found["groups"]["counted"]) == {"sex", "age:60"}
     assert found["inner"]["chosen"] == "holdout"
@@ -184,8 +201,7 @@ def test_what_a_killed_plan_left_is_removed_by_a_later_one(runs, tmp_path, monke
 
 
 def test_a_wide_margin_can_be_shown(runs):
-    many = {"patients": "400", "size": "32", "contrast": "2"}
-    found = plan(**tiny(runs, data_option=many, margin=0.5), timing=0).numbers
+    found = plan(**tiny(runs, data_option=MANY, margin=0.5), timing=0).numbers
     assert any("can be shown" in line and "cannot" not in line for line in plan_lines(found))
 
 

@@ -29,7 +29,9 @@ FEW = ("probe 6 both", "lora r=8 blocks 3-5", "ssf blocks 4-5, DRO")
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(planted_pool.POOLS, "mixed", {n: planted_pool.MIXED[n] for n in FEW})
+    mixed = planted_pool.DESIGNS["mixed"]
+    small = replace(mixed, pool={n: planted_pool.MIXED[n] for n in FEW}, size=TINY)
+    monkeypatch.setitem(planted_pool.DESIGNS, "mixed", small)
 
 
 def test_films_go_on_where_they_were_stopped(tmp_path, monkeypatch):
@@ -59,15 +61,15 @@ def test_films_go_on_where_they_were_stopped(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_pool_is_trained_once_picked_from_and_reported(tmp_path, few, capsys):
     for seed in (0, 1):
-        planted_pool.pool(tmp_path, "mixed", seed, 0.9, TINY)
-    folder = tmp_path / "mixed-0.9-1" / "00"
+        planted_pool.pool(tmp_path, "mixed", seed)
+    folder = tmp_path / "mixed" / "00"
     first = {f.name: f.read_bytes() for f in folder.glob("*.npz")}
     assert len(first) > len(FEW)
     assert not (folder / "run").exists()
     capsys.readouterr()
-    planted_pool.pool(tmp_path, "mixed", 0, 0.9, TINY)
+    planted_pool.pool(tmp_path, "mixed", 0)
     assert capsys.readouterr().out == ""
-    found = planted_report.seeds_of(tmp_path, "mixed", 0.9, TINY)
+    found = planted_report.seeds_of(tmp_path, "mixed")
     assert [s.number for s in found] == [0, 1]
     for s in found:
         worst = {name: v.worst for name, v in s.search.items()}
@@ -83,12 +85,13 @@ def test_a_pool_is_trained_once_picked_from_and_reported(tmp_path, few, capsys):
 def test_fresh_scores_are_what_the_worker_gives(tmp_path, few, monkeypatch):
     kept = []
     monkeypatch.setattr(planted_pool.shutil, "rmtree", lambda *a, **k: kept.append(a))
-    planted_pool.pool(tmp_path, "mixed", 5, 0.9, TINY)
+    planted_pool.pool(tmp_path, "mixed", 5)
     found = data.films(tmp_path, data.phantom(5, TINY.train + TINY.search, 0.9, TINY))
     frozen = data.frozen(found, TINY.image, data.BOUNDARIES)
-    folder = tmp_path / "mixed-0.9-1" / "05"
-    known = planted_pool.scored(folder, "mixed", found.rows(slice(TINY.train, None)))
-    for name, candidate in planted_pool.candidates("mixed", TINY).items():
+    folder = tmp_path / "mixed" / "05"
+    design = planted_pool.DESIGNS["mixed"]
+    known = planted_pool.scored(folder, design, found.rows(slice(TINY.train, None)))
+    for name, candidate in planted_pool.candidates(design).items():
         state = next((folder / "run" / "states").glob(f"{candidate.fingerprint}*"))
         model = planted_pool.load_adapter(state, network=data.network(TINY.image))
         planted_pool.speed_up(model.adapted, data.PRECISION, data.casts(TINY.image))
@@ -182,7 +185,8 @@ def test_coverage_counts_what_is_inside():
 
 def test_every_candidate_of_a_pool_is_its_own():
     facts = data.network(42).facts
-    for kind, count in (("mixed", 24), ("late", 16)):
-        raws = planted_pool.POOLS[kind]
+    for kind, count in (("mixed", 24), ("late", 16), ("few-women", 24)):
+        design = planted_pool.DESIGNS[kind]
+        raws = design.pool
         assert len({canonical(raw, facts).fingerprint for raw in raws.values()}) == count
-        assert set(planted_pool.FLOOR[kind]) <= set(raws)
+        assert set(design.floor) <= set(raws)

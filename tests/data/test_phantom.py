@@ -231,6 +231,15 @@ def test_a_bias_in_everyone():
         assert abs((own["lesion"] != own["true_lesion"]).mean() - 0.2) < 0.08
 
 
+def test_share_of_women_and_the_same_set_as_before():
+    few = [describe(Phantom(women=0.2), n, 0)[1]["sex"] for n in range(400)]
+    half = [describe(Phantom(), n, 0)[1]["sex"] for n in range(400)]
+    assert few.count("F") / 400 == pytest.approx(0.2, abs=0.06)
+    assert all(h == "F" for f, h in zip(few, half, strict=True) if f == "F")
+    # A set that was made before there was this option keeps its folder.
+    assert Phantom(women=0.5).digest == Phantom().digest != Phantom(women=0.2).digest
+
+
 def test_wrong_labels_in_train_only(tmp_path):
     options = {"patients": "200", "size": "32", "label_noise": "0.3", "label_noise_in": "everyone"}
     tasks = {
