@@ -45,11 +45,12 @@ def replay_numbers(
         own: the candidate whose frequency is told: the winner.
 
     Returns:
-        ``resamples``, ``patients``, ``metric`` (the primary one), ``corrected`` (metric -> naive,
-        value, low, high, optimism, dropped), ``feasible`` (share of the replays), ``pick`` (the
-        rule's pick on all patients), ``picks`` (the most frequent), ``families`` (method ->
-        share), ``first_block`` (share by the first block that is changed; the number of blocks
-        that the head reads where none is), ``own`` (see below) and ``notes``.
+        ``resamples``, ``patients``, ``candidates`` (fully trained ones; the others take no
+        part), ``metric`` (the primary one), ``corrected`` (metric -> naive, value, low, high,
+        optimism, dropped), ``feasible`` (share of the replays), ``pick`` (the rule's pick on all
+        patients), ``picks`` (the most frequent), ``families`` (method -> share), ``first_block``
+        (share by the first block that is changed; the number of blocks that the head reads where
+        none is), ``own`` (see below) and ``notes``.
     """
     entries = [entry for entry, _ in pool]
     share = shares(replay, pool)
@@ -67,6 +68,7 @@ def replay_numbers(
     return {
         "resamples": replay.resamples,
         "patients": replay.patients,
+        "candidates": len(pool),
         "metric": objective.primary,
         "corrected": plain["corrected"],
         "feasible": replay.feasible,

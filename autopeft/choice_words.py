@@ -12,6 +12,11 @@ def sure_lines(numbers: Numbers) -> list[str]:
     if not replay:
         return []
     own, told = replay["own"], []
+    pick, often = replay["pick"], words.percent(replay["pick"]["share"])
+    apart = pick["fingerprint"] != numbers["best"]["fingerprint"]
+    if replay["candidates"] == 1:
+        lines = ["how sure? one candidate was fully trained: replays have nothing to choose among"]
+        return lines + ([f"search alone would have picked it: {pick['title']}"] if apart else [])
     if own["share"] is not None:
         told.append(f"same recipe in {words.percent(own['share'])} of replays")
     told.append(f"same family {words.percent(own['family_share'])}")
@@ -19,8 +24,7 @@ def sure_lines(numbers: Numbers) -> list[str]:
         told.append(f"blocks >= {own['first_block']} in {words.percent(own['at_least_share'])}")
     where = "" if own["share"] is not None else " of replays (the winner was no trial)"
     lines = [f"how sure? {', '.join(told)}{where}"]
-    pick, often = replay["pick"], words.percent(replay["pick"]["share"])
-    if pick["fingerprint"] != numbers["best"]["fingerprint"]:
+    if apart:
         lines.append(f"search alone would have picked {pick['title']}: {often} of replays")
     return lines
 
@@ -56,10 +60,14 @@ def _replay_lines(numbers: Numbers) -> list[str]:
     if not replay:
         return []
     metric, place = replay["metric"], _place(numbers)
+    if replay["candidates"] == 1:
+        return ["one candidate was fully trained: replays cannot tell the optimism of choosing it"]
     found, lines = replay["corrected"].get(metric), []
     if found:
+        early = ", not those stopped early" if numbers["trials"]["pruned"] else ""
         lines.append(
-            f"optimism by {replay['resamples']:,} replays {found['optimism']:+.3f}: "
+            f"optimism by {replay['resamples']:,} replays of the choice among the "
+            f"{replay['candidates']} fully trained{early}: {found['optimism']:+.3f}; "
             f"{words.metric_name(metric)} of its own pick {found['naive']:.3f} on {place}, "
             f"{words.interval(found)} on patients left out of choosing"
         )

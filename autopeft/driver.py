@@ -238,6 +238,7 @@ def make_engine(settings: Settings, ready: Ready, bench: Bench) -> Engine:
         bench.study.count if protocol.test_opened(settings.run_dir) else settings.trials,
         bench.audience.setup,
         bench.batch_size,
+        finalists=settings.confirm,
         unpaused=lambda candidate: _is_unpaused(candidate, facts),
         kept=bench.is_there,
     )

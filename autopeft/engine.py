@@ -51,6 +51,8 @@ class Engine:
         setup: digest of the setup, for the jobs.
         batch_size: images a forward pass; halved for a retry after out-of-memory.
         eta: one in ``eta`` trials is promoted.
+        finalists: so many are trained to the end, however few trials there are: a choice needs
+            something to choose among.
         unpaused: candidates whose state is too large to keep: trained in one stretch.
         kept: whether an outcome's files are still there; a trial without them begins again.
     """
@@ -65,12 +67,14 @@ class Engine:
         setup: str,
         batch_size: int = 32,
         eta: int = 3,
+        finalists: int = 1,
         unpaused: Callable[[Candidate], bool] = lambda candidate: False,
         kept: Callable[[Outcome], bool] = lambda outcome: True,
     ) -> None:
         self.study, self.objective, self.ladder = study, objective, ladder
         self.trials, self.exhausted = trials, False
         self._propose, self._setup, self._eta = propose, setup, eta
+        self._finalists, self._closing = finalists, False
         self._batch_size, self._unpaused, self._kept = batch_size, unpaused, kept
         self._stopped = ""  # why nothing new is started any more
         self._out: dict[str, int] = {}  # fingerprint -> trial that a worker holds
@@ -185,12 +189,14 @@ class Engine:
                 return self.study.entry(number)
             if (new := self._new_entry()) is not None:
                 return new
-        return None if out else self._last_entry()
+        # Until nothing is out somebody may still arrive who ranks higher.
+        self._closing = self._closing or not out
+        return self._last_entry() if self._closing and not (self._stopped and out) else None
 
     def _last_entry(self) -> Entry | None:
-        """With no job out and none to start: what a front still needs."""
+        """With nothing new to start: what finalists, and a front, still need."""
         if not self._stopped:
-            number = self._promotion.next((), at_least=1)
+            number = self._promotion.next(self._out.values(), at_least=self._finalists)
         elif any(entry.state == "complete" for entry in self.study.entries):
             number = None
         else:  # what is on its way, then what is paused nearest to the end

@@ -118,9 +118,9 @@ class Promotion:
 
         Args:
             out: trials that a worker holds now: already promoted from their last rung.
-            at_least: so many of each rung go on in any case: 1 at the end of a study, when
-                nothing new will arrive, so that the best trial is fully trained however few
-                there were.
+            at_least: so many of each rung go on in any case: the finalists at the end of a
+                study, when nothing new will arrive, so that they are fully trained however few
+                trials there were.
         """
         for index in reversed(range(self._top)):
             rung = self._rungs[index]

@@ -22,8 +22,9 @@ def replayed(numbers, **changes):
     }  # fmt: skip
     found = {"naive": 0.861, "value": 0.853, "low": 0.81, "high": 0.89, "optimism": 0.008}
     numbers["replay"] = {
-        "resamples": 1000, "metric": "worst_group_auroc", "feasible": 1.0, "pick": pick,
-        "own": own, "corrected": {"worst_group_auroc": found}, "notes": [], **changes,
+        "resamples": 1000, "candidates": 11, "metric": "worst_group_auroc", "feasible": 1.0,
+        "pick": pick, "own": own, "corrected": {"worst_group_auroc": found}, "notes": [],
+        **changes,
     }  # fmt: skip
     return numbers
 
@@ -64,12 +65,29 @@ def test_what_replays_cost_the_pick():
     numbers["ranked_by_replay"] = True
     lines = choice_words.honesty_lines(numbers)
     assert (
-        "optimism by 1,000 replays +0.008: worst group AUROC of its own pick 0.861 on search, "
+        "optimism by 1,000 replays of the choice among the 11 fully trained, not those stopped "
+        "early: +0.008; worst group AUROC of its own pick 0.861 on search, "
         "0.853 (0.810 to 0.890) on patients left out of choosing"
     ) in lines
     assert "in 10% of replays no trial met the constraints" in lines
     assert "x keeps its value" in lines
     assert "confirmed on 100 unseen patients, 2 fresh seeds, 3 for the last two" in lines
     assert "confirm has too few patients to rank the finalists: replays on search did" in lines
+    numbers["trials"]["pruned"] = 0
+    assert any("the 11 fully trained: +0.008" in t for t in choice_words.honesty_lines(numbers))
     numbers["replay"]["corrected"] = {}
-    assert not any("replays +" in line for line in choice_words.honesty_lines(numbers))
+    assert not any("by 1,000 replays" in line for line in choice_words.honesty_lines(numbers))
+
+
+def test_one_candidate_is_no_choice():
+    numbers = replayed(load(), candidates=1)
+    assert choice_words.sure_lines(numbers) == [
+        "how sure? one candidate was fully trained: replays have nothing to choose among"
+    ]
+    numbers["replay"]["pick"]["fingerprint"] = "another"
+    assert choice_words.sure_lines(numbers)[1] == "search alone would have picked it: lora"
+    lines = choice_words.honesty_lines(numbers)
+    assert (
+        "one candidate was fully trained: replays cannot tell the optimism of choosing it" in lines
+    )
+    assert not any("100%" in line or "by 1,000" in line for line in lines)

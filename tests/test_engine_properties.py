@@ -18,8 +18,9 @@ WORLD = {"noise": 0.03, "nan": 0.08, "oom": 0.1, "error": 0.05, "death": 0.1, "d
 class Life:
     """A driver whose events are drawn: it checks each job against a plain model of ASHA."""
 
-    def __init__(self, folder, ladder, trials, seed):
+    def __init__(self, folder, ladder, trials, seed, finalists):
         self.folder, self.ladder, self.trials = folder, ladder, trials
+        self.finalists = finalists
         self.world = simulated.World(**WORLD)
         self.setup = simulated.make_setup(folder, seed=seed, **WORLD)
         self.out, self.died, self.recorded, self.stopped = [], set(), Counter(), False
@@ -28,7 +29,10 @@ class Life:
     def open(self):
         """A start of the driver: what was out is lost."""
         self.out.clear()
-        self.engine = simulated.make_engine(self.folder, self.ladder, self.trials, seed=1)
+        self.engine = simulated.make_engine(
+            self.folder, self.ladder, self.trials, seed=1, finalists=self.finalists
+        )
+        self.closing = False
         if self.stopped:
             self.engine.stop("enough")
 
@@ -50,8 +54,10 @@ class Life:
         if expected is not None:
             assert entry.number == expected
         elif entry.rungs and self.ladder.rung(entry.done) is not None and not self.due(entry):
-            # No place was free: then this is the end, where one of each rung goes on.
-            assert not self.out
+            # No place was free: then this is the end, where some of each rung go on. It begins
+            # when all workers are idle.
+            self.closing = self.closing or not self.out
+            assert self.closing
             assert self.stopped or len(self.engine.study.entries) == self.trials
         self.out.append(job)
         return True
@@ -106,6 +112,8 @@ class Life:
         for entry in self.engine.study.entries:
             assert bool(entry.reason) == (entry.state in ("pruned", "fail"))
             assert (entry.done == self.ladder.stops[-1]) == (entry.state == "complete")
+        if not self.stopped:
+            assert states["complete"] >= min(self.finalists, self.trials - states["fail"])
         if not states["complete"]:  # then there was nothing that could go on
             assert all(not e.rungs or e.state == "fail" for e in self.engine.study.entries)
         trials = self.engine.study._search.get_trials(deepcopy=False)
@@ -124,15 +132,16 @@ class Life:
 @given(
     ladder=st.sampled_from(sorted(LADDERS)),
     trials=st.integers(1, 24),
+    finalists=st.integers(1, 4),
     slots=st.lists(st.integers(0, 7), min_size=1, max_size=12),
     seed=st.integers(0, 99),
     stop_at=st.none() | st.integers(0, 40),
     kills=st.sets(st.integers(1, 60), max_size=3),
     rng=st.randoms(use_true_random=False),
 )
-def test_the_engine_keeps_its_rules(ladder, trials, slots, seed, stop_at, kills, rng):
+def test_the_engine_keeps_its_rules(ladder, trials, finalists, slots, seed, stop_at, kills, rng):
     with tempfile.TemporaryDirectory() as folder:
-        life = Life(Path(folder), LADDERS[ladder], trials, seed)
+        life = Life(Path(folder), LADDERS[ladder], trials, seed, finalists)
         for step in range(600):
             if step == stop_at:
                 life.engine.stop("enough")
