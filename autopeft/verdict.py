@@ -173,17 +173,19 @@ def sentence(
         poor = "" if answer.feasible else " No trial met the constraints on search."
         said = f" {_BY_REPLAY[0].upper()}{_BY_REPLAY[1:]}." if answer.won.ranked_by_replay else ""
         return f"Searching did not help: the winner is the baseline {name}.{poor}{said}"
+    useless = ": searching did not help"
     if contrast["winner_is"]:
-        name = f"{name} (the winner is itself the baseline {contrast['winner_is']})"
+        name = f"{name} (the winner is itself the baseline {contrast['winner_is']}{useless})"
+        useless = ""
     word = {
         "better": f"Better than {name} in {metric}",
         "not worse": f"Not worse than {name} in {metric} by more than the margin; "
         "not shown to be better",
-        "worse": f"Worse than {name} in {metric}: searching did not help",
+        "worse": f"Worse than {name} in {metric}{useless}",
         "cannot tell": f"Cannot tell the winner from {name} in {metric}",
     }[contrast["word"]]
     if contrast["word"] == "not worse" and contrast["adapter"]["high"] < 0:
-        word = f"Worse than {name} in {metric}, by less than the margin: searching did not help"
+        word = f"Worse than {name} in {metric}, by less than the margin{useless}"
     if contrast["baseline"] == "linear_probe" and contrast["word"] not in ("better", "worse"):
         word += " (a linear probe may be enough)"
     parts = [word]

@@ -55,3 +55,71 @@ def test_baselines_beside_the_declared_one_are_corrected_for_their_number():
     assert raw["b"] < raw["a"]
     assert found["b"]["p_holm"] == pytest.approx(min(1, 2 * raw["b"]))
     assert found["a"]["p_holm"] == pytest.approx(max(raw["a"], found["b"]["p_holm"]))
+
+
+def said(monkeypatch, lost=(), feasible=True, constraints=(), kept=True, replay=False, **contrast):
+    """The verdict of a declared contrast."""
+    monkeypatch.setattr(verdict, "_unscored", lambda answer, split: ())
+    answer = SimpleNamespace(
+        feasible=feasible,
+        won=SimpleNamespace(ranked_by_replay=replay),
+        objective=SimpleNamespace(constraints=constraints, terms=()),
+        metric="auroc",
+        settings=SimpleNamespace(margin=0.01),
+    )
+    told = {
+        "metric": "auroc", "baseline": "bitfit", "same_candidate": False, "winner_is": "",
+        "word": "better", "adapter": {"high": 0.1}, **contrast,
+    }  # fmt: skip
+    return verdict.sentence(answer, told, {"kept": kept}, lost)
+
+
+@pytest.mark.parametrize(
+    ("contrast", "words"),
+    [
+        ({}, "Better than bitfit in AUROC."),
+        ({"metric": "worst_group_auroc"}, "Better than bitfit in worst group AUROC."),
+        ({"word": "cannot tell"}, "Cannot tell the winner from bitfit in AUROC."),
+        ({"word": "worse"}, "Worse than bitfit in AUROC: searching did not help."),
+        (
+            {"word": "not worse"},
+            "Not worse than bitfit in AUROC by more than the margin; not shown to be better.",
+        ),
+        (
+            {"word": "not worse", "adapter": {"high": -0.001}},
+            "Worse than bitfit in AUROC, by less than the margin: searching did not help.",
+        ),
+        (
+            {"word": "cannot tell", "baseline": "linear_probe"},
+            "Cannot tell the winner from linear_probe in AUROC (a linear probe may be enough).",
+        ),
+        (
+            {"same_candidate": True},
+            "Searching did not help: the winner is the baseline bitfit.",
+        ),
+        # Whatever it is compared with, what won was there without a search.
+        (
+            {"winner_is": "linear_probe"},
+            "Better than bitfit (the winner is itself the baseline linear_probe: searching did "
+            "not help) in AUROC.",
+        ),
+        (
+            {"winner_is": "linear_probe", "word": "worse"},
+            "Worse than bitfit (the winner is itself the baseline linear_probe: searching did "
+            "not help) in AUROC.",
+        ),
+    ],
+)
+def test_the_words_are_fixed(monkeypatch, contrast, words):
+    assert said(monkeypatch, **contrast) == words
+
+
+def test_what_else_a_verdict_has_to_say(monkeypatch):
+    floor = said(monkeypatch, constraints=("floor",), kept=False)
+    assert floor == "Better than bitfit in AUROC; not shown to keep accuracy (margin 0.01)."
+    assert "overall accuracy kept (margin 0.01)" in said(monkeypatch, constraints=("floor",))
+    assert "no trial met the constraints on search" in said(monkeypatch, feasible=False)
+    assert "levelled down: sex=F lost more" in said(monkeypatch, lost=["sex=F"])
+    for same in (True, False):
+        text = said(monkeypatch, replay=True, same_candidate=same)
+        assert "inalists ranked by replay on search patients" in text
