@@ -3,8 +3,9 @@
     python benchmarks/plan.py
     python benchmarks/plan.py --run "--dataset LABELS.csv --label pneumonia --trials 4 --epochs 2"
 
-Without `--run`: the synthetic task in its short settings. Prints the table of docs/plan.md: for
-every part of the run what was foreseen, as a range, and what it took.
+Without `--run`: the synthetic task in its short settings. `--keep DIR` leaves the runs there.
+Prints the table of docs/plan.md: for every part of the run what was foreseen, as a range, and what
+it took.
 """
 
 from __future__ import annotations
@@ -59,15 +60,18 @@ def main() -> None:
     """Plans and does each run, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", action="append", help="flags of autopeft search, in one word")
-    asked = parser.parse_args().run or [""]
+    parser.add_argument("--keep", type=Path, help="folder of the runs; else they are thrown away")
+    args = parser.parse_args()
+    asked = args.run or [""]
     load = os.getloadavg()[0]
     print(
         f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, "
         f"load {load:.1f} before, {date.today()}\n"
     )
-    for flags in asked:
+    for number, flags in enumerate(asked):
         with tempfile.TemporaryDirectory() as folder:
-            rows = compared(shlex.split(flags), Path(folder))
+            kept = args.keep / str(number) if args.keep else Path(folder)
+            rows = compared(shlex.split(flags), kept)
         shown = shlex.split(flags)
         shown = [Path(w).name if "/" in w else w for w in shown]
         print(f"`autopeft search {' '.join(shown)}`\n".replace(" `", "`"))
