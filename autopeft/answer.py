@@ -42,6 +42,7 @@ class Answer:
     decode_seconds: float
     group_notes: tuple[str, ...]
     look: Look = field(default_factory=Look)
+    external_looks: dict[str, int] = field(default_factory=dict)
     thresholds: tuple[float | None, ...] = ()
     scored: dict[tuple[str, int, str], Predictions] = field(default_factory=dict)
     simple: dict[str, Simple] = field(default_factory=dict)

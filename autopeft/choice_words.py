@@ -5,6 +5,8 @@ from __future__ import annotations
 from autopeft import words
 from autopeft.words import Numbers
 
+_IN_AUROC = " (of the worst group, which ranked, replays alone can tell it)"
+
 
 def sure_lines(numbers: Numbers) -> list[str]:
     """How often the choice, repeated on resampled search patients, ends at what won."""
@@ -40,10 +42,13 @@ def honesty_lines(numbers: Numbers) -> list[str]:
         lines.append(
             f"optimism of the search {words.interval(optimism, signed=True)}: its own pick's "
             f"{words.metric_name(optimism['metric'])} on {_place(numbers)} minus confirm"
+            + ("" if optimism["metric"] == numbers["primary"] else _IN_AUROC)
         )
     lines += _replay_lines(numbers)
+    # A second look at test is one at confirm too: the same data were divided in the same way.
+    unseen = " unseen" if numbers["look"] == 1 else " other"
     lines.append(
-        f"confirmed on {patients['confirm']:,} unseen patients, {_confirm_seeds(numbers)}"
+        f"confirmed on {patients['confirm']:,}{unseen} patients, {_confirm_seeds(numbers)}"
     )
     if numbers.get("ranked_by_replay"):
         lines.append("confirm has too few patients to rank the finalists: replays on search did")
@@ -112,13 +117,14 @@ def picked_lines(numbers: Numbers) -> list[str]:
         )
         for metric, found in replay["corrected"].items():
             lines.append(
-                f"{words.metric_name(metric)} without the luck of being picked: "
-                f"{words.interval(found)}, {found['optimism']:+.3f} of optimism taken off"
+                f"{words.metric_name(metric)} of choosing among the {replay['candidates']} fully "
+                f"trained: {words.interval(found)}, {found['optimism']:+.3f} of optimism taken "
+                "off; the luck of one seed is not"
             )
         lines += replay["notes"]
     if not same:
         lines.append("its adapter is not kept: nothing was trained")
-    return lines
+    return [*lines, "RESEARCH USE, not a medical device"]
 
 
 def _value(value: float | None) -> str:

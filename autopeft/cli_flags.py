@@ -21,7 +21,9 @@ Runs = Annotated[str, typer.Option("--runs-dir", help="Folder of all runs.")]
 
 def search_flags(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win.")] = None,
-    dataset: Annotated[str, typer.Option(help="Data set's name or a CSV file.")] = "phantom",
+    dataset: Annotated[
+        str, typer.Option(help="Data set's name or a CSV file; phantom has short settings.")
+    ] = "phantom",
     data_root: Annotated[str | None, typer.Option(help="Folder of the images.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Label column; repeatable.")] = None,
     group: Annotated[

@@ -94,7 +94,7 @@ def memorization_of(answer: Answer) -> dict[str, Any]:
         if both is not None and model.name == "winner":
             gaps = generalization_gaps(*both, audience.counted, audience.labels)
     return {
-        "words": words(found.get("winner", [])),
+        "words": words([*found.get("winner", []), *answer.recipes.get("winner", [])]),
         "models": {name: [asdict(a) for a in rows] for name, rows in found.items()},
         "planted": {n: _plain(f) for n, f in answer.planted.items()},
         "recipes": {n: [asdict(a) for a in rows] for n, rows in answer.recipes.items()},

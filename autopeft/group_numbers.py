@@ -122,10 +122,21 @@ def _intersections(answer: Answer, test: Predictions, counted: Counted) -> list[
     return [g.to_dict() for g in gaps(intersected(test, counted), large, labels)]
 
 
+def label_bands(answer: Answer) -> dict[str, Any]:
+    """Winner minus opponent in each label, where there are several: as ``bands`` of groups."""
+    classes = answer.task.classes
+    return _joint(answer, classes if len(classes) > 1 else (), {})
+
+
 def _bands(answer: Answer, counted: Counted) -> dict[str, Any]:
     """Winner minus opponent in each counted group: bands that hold together (max-t)."""
+    mine = answer.scored[("winner", 0, "test")]
+    return _joint(answer, _scored(mine, counted, answer.audience.labels), counted)
+
+
+def _joint(answer: Answer, names: Sequence[str], counted: Counted) -> dict[str, Any]:
     mine, theirs = (answer.scored[(n, 0, "test")] for n in ("winner", answer.opponent.name))
-    metrics = [f"auroc:{g}" for g in _scored(mine, counted, answer.audience.labels)]
+    metrics = [f"auroc:{name}" for name in names]
     if not metrics:
         return {}
     found = bands(mine, metrics, theirs, counted=counted, labels=answer.audience.labels)

@@ -1,10 +1,10 @@
 """The ledger of all runs in a folder: whose images have been looked at as test patients before.
 
 Rule: the look of a run is 1 + the number of earlier runs whose test patients share at least one
-image with its own. An image is known by the patient's id and its file name together, and what is
-written down is six bytes of an HMAC of the two, with a key that lies outside (``secret``): two
-hospitals that both count patients from 1 are two, labels and the data set's name do not matter,
-and the ledger tells nobody who was looked at.
+image with its own, or, in a data set that is known by its name, one patient. An image is known by
+the patient's id and its file name together, a patient by data set and id; what is written down is
+six bytes of an HMAC, with a key that lies outside (``secret``): two hospitals that both count
+patients from 1 are two, and the ledger tells nobody who was looked at.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def enter(
     run: str,
     entry: str,
     source: str = "",
+    whose: str = "",
 ) -> Look:
     """Enters a look at test patients, once for each entry.
 
@@ -93,9 +94,12 @@ def enter(
         entry: made once for each journal: the same run looks once, however often it is resumed,
             and a deleted run that is started again looks again.
         source: where ids are not those of patients: what made them up.
+        whose: the data set whose ids they are, where its name says so; such a patient is known
+            by the id alone, whatever the images.
     """
     key = secret.key()
-    own, unit = _marks(key, patients, paths, source)
+    marks, unit = _marks(key, patients, paths, source, whose)
+    own = np.unique(marks)
     path = Path(runs_dir) / NAME
     with lock(path.with_name(".test_ledger.lock"), wait=True):
         lines = chain.read(path)
@@ -103,13 +107,13 @@ def enter(
         if place < len(lines) and (known := _again(lines[:place], lines[place], key)):
             return known
         touched, others, unknown = _compared(lines[:place], key.name, own)
-        seen = np.isin(own, np.concatenate([np.empty(0, np.uint64), *others.values()]))
+        seen = np.isin(marks, np.concatenate([np.empty(0, np.uint64), *others.values()])).any(0)
         look = Look(
             1 + touched, len(np.unique(unit)), len(np.unique(unit[seen])), unknown, key.note,
             entry, lines[place].get("seq", 0) if place < len(lines) else 0,
         )  # fmt: skip
         if place == len(lines):
-            chain.append(path, _line(key.name, np.unique(own), others, look, run))
+            chain.append(path, _line(key.name, own, others, look, run))
             look = Look(**{**asdict(look), "line": chain.read(path)[-1]["seq"]})
     return look
 
@@ -128,20 +132,27 @@ def _again(
     return Look(number, patients, seen, unknown, key.note or lost, entry, line)
 
 
-def knows(runs_dir: Path, patients: Sequence[Any], paths: Sequence[Any], source: str = "") -> bool:
-    """Whether any run in the folder has looked at one of these images as a test image.
+def knows(
+    runs_dir: Path,
+    patients: Sequence[Any],
+    paths: Sequence[Any],
+    source: str = "",
+    whose: str = "",
+) -> bool:
+    """Whether any run in the folder has looked at one of these as a test image or patient.
 
     Args:
         runs_dir: as in ``enter``, and so are the other arguments.
         patients: patient ids [N].
         paths: their paths [N].
         source: where ids are not those of patients: what made them up.
+        whose: the data set whose ids they are, where its name says so.
     """
     if not (path := Path(runs_dir) / NAME).exists():
         return False
     key = secret.key()
     sets = _sets([e for e in chain.read(path) if e.get("key") == key.name])
-    own, _ = _marks(key, patients, paths, source)
+    own, _ = _marks(key, patients, paths, source, whose)
     return any(bool(np.isin(marks, own).any()) for marks in sets.values())
 
 
@@ -202,14 +213,17 @@ def _line(
 
 
 def _marks(
-    key: secret.Key, patients: Sequence[Any], paths: Sequence[Any], source: str
+    key: secret.Key, patients: Sequence[Any], paths: Sequence[Any], source: str, whose: str
 ) -> tuple[Marks, npt.NDArray[np.intp]]:
-    """A mark [N] for each image, and the number [N] of its patient."""
+    """Marks [1 or 2, N] of each image and, where ``whose`` names them, of its patient; and the
+    number [N] of that patient."""
     ids = [str(p) for p in patients]
     names = [str(p).replace("\\", "/").rpartition("/")[2] for p in paths]
-    raw = b"".join(key.mark(source, i, n) for i, n in zip(ids, names, strict=True))
+    each = [[key.mark(source, i, n) for i, n in zip(ids, names, strict=True)]]
+    if whose:
+        each.append([key.mark("patient of", whose, i) for i in ids])
     _, unit = np.unique(np.array(ids, np.str_), return_inverse=True)
-    return _unpacked(raw), unit
+    return np.stack([_unpacked(b"".join(marks)) for marks in each]), unit
 
 
 def _sets(lines: Iterable[Mapping[str, Any]]) -> dict[str, Marks]:

@@ -17,7 +17,7 @@ from autopeft.context_numbers import (
     simple_of,
 )
 from autopeft.evaluation import Predictions
-from autopeft.group_numbers import group_numbers
+from autopeft.group_numbers import group_numbers, label_bands
 from autopeft.metrics import METRICS
 from autopeft.metrics.classification import fit_threshold
 from autopeft.metrics.groups import group_table
@@ -51,7 +51,13 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
     lost = lost_groups(answer)
     bar(done + 2, total)
     fairness = group_numbers(answer)
-    readings = readings_of(answer, contrast["metric"], contrast["word"], lost)
+    readings = readings_of(
+        answer,
+        contrast["metric"],
+        contrast["word"],
+        lost,
+        contrast["primary_undefined_on_test"],
+    )
     bar(total, total)
     return {
         "verdict": with_readings(sentence(answer, contrast, kept, lost), readings),
@@ -68,6 +74,7 @@ def numbers(answer: Answer, bar: Any) -> dict[str, Any]:
         "readings": readings,
         "groups": groups,
         "fairness": fairness,
+        "label_bands": label_bands(answer),
         "contributions": contributions_of(answer),
         "simple": simple_of(answer),
         "shortcuts": shortcuts_of(answer),
@@ -95,6 +102,7 @@ def _record(answer: Answer) -> dict[str, Any]:
         "rungs": sum(len(e.rungs) for e in entries),
         "look": answer.look.number,
         "looks": answer.look.to_dict(),
+        "external_looks": answer.external_looks,
         "patients": {s: len(set(r.patient.tolist())) for s, r in answer.audience.rows.items()},
         "images": {s: len(r) for s, r in answer.audience.rows.items()},
         "inner": inner_of(answer),

@@ -67,17 +67,18 @@ def _size(gap: Mapping[str, Any]) -> str:
 
 
 def change_lines(numbers: Numbers) -> list[str]:
-    """Winner minus opponent in each group, bands that hold together."""
-    bands = (numbers.get("fairness") or {}).get("bands") or {}
-    opponent = numbers["contrast"]["baseline"]
-    known = {group: band for group, band in bands.items() if band is not None}
-    if not known:
-        return []
-    group = min(known, key=lambda g: float(known[g]["value"]))
-    return [
-        f"winner minus {opponent}, the group that gained least or lost most: {group} "
-        f"{interval(known[group], signed=True)}, all {len(known)} groups together"
-    ]
+    """Winner minus opponent in each group and each label, bands that hold together."""
+    opponent, lines = numbers["contrast"]["baseline"], []
+    groups = (numbers.get("fairness") or {}).get("bands") or {}
+    for kind, bands in (("group", groups), ("label", numbers.get("label_bands") or {})):
+        known = {name: band for name, band in bands.items() if band is not None}
+        if known:
+            least = min(known, key=lambda name: float(known[name]["value"]))
+            lines.append(
+                f"winner minus {opponent}, the {kind} that gained least or lost most: {least} "
+                f"{interval(known[least], signed=True)}, all {len(known)} {kind}s together"
+            )
+    return lines
 
 
 def operating_lines(numbers: Numbers) -> list[str]:

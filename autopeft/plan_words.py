@@ -267,7 +267,7 @@ def _declares(protocol: Numbers) -> list[str]:
     rules = ("inner", "finalists", "seeds", "baselines", "ranking", "contrast", "margin", "words")
     told = {k: lines[k] for k in rules if k in lines}
     return [
-        f"protocol {protocol['sha256']} (two people who plan the same run see the same)",
+        f"protocol {protocol['sha256']} (the same for whoever plans this run on a like machine)",
         *(f"{name}: {_plain(value)}" for name, value in told.items()),
     ]
 

@@ -356,6 +356,10 @@ def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]
         "margin": settings.margin,
         "words": "better: interval above 0; not worse: above -margin; worse: below 0; "
         "else cannot tell, also where the primary metric is undefined on test",
+        "others": "winner minus each other baseline: described, p by Holm; groups and labels: "
+        "bands that hold together (max-t), described",
+        "threshold": "sensitivity .90 on search, frozen; intervals fit it again",
+        "external_checks": list(task.external),
         **protocol.group_rules(objective.needs, objective.primary),
         "accuracy": "kept: one-sided 95% bound of the paired AUROC difference on confirm to the "
         "strongest baseline there above -margin",

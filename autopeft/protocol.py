@@ -47,7 +47,11 @@ def group_rules(needs: Sequence[str], primary: str) -> dict[str, str]:
     """What else the words depend on where groups are compared."""
     if "groups" not in needs:
         return {}
-    found = {"levelled_down": "a counted group whose paired interval on test lies below -margin"}
+    found = {
+        "levelled_down": "a counted group whose paired interval on test lies below -margin",
+        "gaps": "shown: one test an attribute, Holm over attributes, or of single labels, Holm "
+        "over all of them, below .05; below X: the interval's end X at most .05; else cannot tell",
+    }
     if primary == "worst_group_auroc":
         found["worst_group"] = (
             "better, not worse: every counted group of the winner is held against the baseline's "

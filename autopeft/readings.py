@@ -27,7 +27,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 def readings_of(
-    answer: Answer, metric: str, word: str, lost: Sequence[str] = ()
+    answer: Answer, metric: str, word: str, lost: Sequence[str] = (), undefined: bool = False
 ) -> dict[str, Any]:
     """The declared contrast under both readings.
 
@@ -36,6 +36,7 @@ def readings_of(
         metric: of the declared contrast.
         word: what it was called.
         lost: groups that the verdict calls levelled down.
+        undefined: the declared metric is undefined on test; then no label changes the word.
 
     Returns:
         Empty where no test label is uncertain. Else ``as_zero`` and ``as_one`` (``word``,
@@ -58,6 +59,7 @@ def readings_of(
         }
         there = replace(answer, scored={**answer.scored, **read})
         gap, _, other = declared_word(there, metric)
+        other = "cannot tell" if undefined else other
         down, accuracy = list(lost_groups(there)), _kept(there)
         changed = {
             "word": other != word,

@@ -128,6 +128,7 @@ def rebuild(files: Files, scratch: Path) -> Answer:
     answer = conclude(settings, ready, bench, first, told, clock, quiet)
     score(answer, quiet, lambda: cast(None, task.open_test()))
     answer.look = Look(**files.numbers["looks"])
+    answer.external_looks = dict(files.numbers["external_looks"])
     return answer
 
 

@@ -150,7 +150,7 @@ def words(numbers: Numbers, folder: Path) -> Recount:
 def _word(contrast: Numbers, margin: float) -> str:
     """What the interval may be called; for the worst group every group has to bear it out."""
     gap, floor = contrast["adapter"], contrast["worst_group"]
-    if gap is None or not gap["enough"]:
+    if gap is None or not gap["enough"] or contrast["primary_undefined_on_test"]:
         return "cannot tell"
     if gap["low"] <= -margin:
         return "worse" if gap["high"] < 0 else "cannot tell"

@@ -300,7 +300,10 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             "serial runs on no cluster", "--address", "Leave out --runner, or --address."
         )
-    return {**(FIRST_RUN if first else {}), **plain}
+    short = FIRST_RUN if first else {}
+    if "objective" in plain:  # it calls for baselines of its own
+        short = {k: v for k, v in short.items() if k != "baselines"}
+    return {**short, **plain}
 
 
 def load(path: Path) -> dict[str, Any]:

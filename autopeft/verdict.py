@@ -44,6 +44,7 @@ def contrast_of(answer: Answer) -> dict[str, Any]:
     others = _others(answer, metric)
     return {
         "metric": metric,
+        "declared_metric": answer.objective.primary,
         "split": "test",
         "baseline": answer.opponent.name,
         "same_candidate": _is_baseline(answer) == answer.opponent.name,
@@ -167,7 +168,7 @@ def sentence(
     answer: Answer, contrast: Mapping[str, Any], kept: Mapping[str, Any], lost: Sequence[str]
 ) -> str:
     """The verdict in fixed words; it follows the protocol mechanically."""
-    metric = str(contrast["metric"]).replace("_", " ").replace("auroc", "AUROC")
+    metric = contrast["declared_metric"].replace("_", " ").replace("auroc", "AUROC")
     name = contrast["baseline"]
     if contrast["same_candidate"]:
         poor = "" if answer.feasible else " No trial met the constraints on search."
@@ -186,7 +187,9 @@ def sentence(
     }[contrast["word"]]
     if contrast["word"] == "not worse" and contrast["adapter"]["high"] < 0:
         word = f"Worse than {name} in {metric}, by less than the margin{useless}"
-    if contrast["baseline"] == "linear_probe" and contrast["word"] not in ("better", "worse"):
+    if contrast["primary_undefined_on_test"]:
+        word = f"Cannot tell the winner from {name}: {metric} is undefined on the test patients"
+    elif contrast["baseline"] == "linear_probe" and contrast["word"] not in ("better", "worse"):
         word += " (a linear probe may be enough)"
     parts = [word]
     if answer.objective.constraints:
@@ -212,7 +215,7 @@ def sentence(
 
 
 def _needs_groups(contrast: Mapping[str, Any]) -> bool:
-    return "groups" in METRICS[contrast["metric"]].needs
+    return "groups" in METRICS[contrast["declared_metric"]].needs
 
 
 def _unscored(answer: Answer, split: str) -> tuple[str, ...]:

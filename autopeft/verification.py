@@ -219,11 +219,18 @@ def _ledger(folder: Path, result: Mapping[str, Any]) -> Iterator[Check]:
     yield from (Check("differs", ledger.NAME, fault) for fault in faults)
     found = ledger.number_of(folder.parent, str(looks[-1].get("entry")))
     stored = (result["look"], result["looks"]["unknown"])
-    if found is None:
+    others = {
+        str(e.get("split")): ledger.number_of(folder.parent, str(e.get("entry")))
+        for e in protocol.events(folder)
+        if e.get("event") == "external_look"
+    }
+    if found is None or None in others.values():
         yield Check("differs", ledger.NAME, "has no whole line of this run")
     elif found != stored:
         detail = f"result.json says look {stored[0]}, the ledger look {found[0]}"
         yield Check("differs", ledger.NAME, detail)
+    elif result["external_looks"] != {name: look[0] for name, look in others.items() if look}:
+        yield Check("differs", ledger.NAME, "result.json counts other looks at external checks")
     elif not faults:
         yield Check("ok", ledger.NAME, f"look {found[0]}")
 

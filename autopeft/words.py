@@ -119,6 +119,7 @@ def reading_lines(numbers: Numbers) -> list[str]:
     lines = [
         f"{found['labels']} uncertain test labels take no part in any number; {told}: the verdict "
         + ("hangs on them" if found["flips"] else "does not hang on them")
+        + " (those of confirm patients were not read)"
     ]
     rows = [row for row in found["rates"] if row["group"] not in ("all", UNKNOWN)]
     every = [row for row in found["rates"] if row["group"] == "all"]
@@ -224,7 +225,8 @@ def external_lines(numbers: Numbers) -> list[str]:
     """Winner and declared baseline on each external check."""
     opponent, metric = numbers["contrast"]["baseline"], "auroc"
     return [
-        f"{split}, {_count(numbers['patients'][split], 'patient')}: {metric_name(metric)} "
+        f"{split}, {_count(numbers['patients'][split], 'patient')}, "
+        f"look {numbers['external_looks'][split]}: {metric_name(metric)} "
         f"{interval(numbers['best'][split].get(metric))}; "
         f"{opponent} {interval(numbers['baselines'][opponent][split].get(metric))}"
         for split in externals(numbers)

@@ -16,6 +16,7 @@ from autopeft.adapter import can_merge, load_adapter, merge
 from autopeft.adapter import save as save_adapter
 from autopeft.answer import Answer
 from autopeft.baselines import simple
+from autopeft.data import whose_patients
 from autopeft.data.splits import UNCERTAIN
 from autopeft.data.written import about, table
 from autopeft.files import new_folder, write_bytes, write_json, write_text
@@ -112,23 +113,38 @@ def score(answer: Answer, screen: Screen, open_test: Callable[[], None]) -> None
 
 
 def _open_test(answer: Answer, screen: Screen) -> None:
-    """The one look: it is logged before it is taken, and entered in the ledger of all runs."""
-    settings, task = answer.settings, answer.task
-    folder = settings.run_dir
+    """The one look: it is logged before it is taken, and entered in the ledger of all runs.
+
+    So is a look at an external check, which is nobody's test split and no less looked at.
+    """
+    folder, task = answer.settings.run_dir, answer.task
     protocol.log(folder, "test_opened", thresholds=list(answer.thresholds))
-    rows = task.open_test()
-    answer.look = ledger.enter(
+    task.open_test()
+    found = answer.look = _look(answer, "test", "")
+    protocol.log(folder, "look", look=found.number, entry=found.entry, line=found.line)
+    if found.words:
+        screen.say(found.words)
+    for name in task.external:
+        found = _look(answer, name, f"-{name}")
+        answer.external_looks[name] = found.number
+        told = {"split": name, "look": found.number, "entry": found.entry, "line": found.line}
+        protocol.log(folder, "external_look", **told)
+        if found.words:
+            screen.say(f"external check {name}: {found.words}")
+
+
+def _look(answer: Answer, split: str, suffix: str) -> ledger.Look:
+    settings, rows = answer.settings, answer.task.rows(split)
+    identity = answer.bench.study.fact("identity")
+    return ledger.enter(
         Path(settings.runs_dir),
         rows.patient.tolist(),
         rows.path.tolist(),
         settings.run_name,
-        f"{answer.bench.study.fact('identity')}-{protocol.place(folder)}",
-        task.root.name if settings.dataset == "phantom" else "",
+        f"{identity}-{protocol.place(settings.run_dir)}{suffix}",
+        answer.task.root.name if settings.dataset == "phantom" else "",
+        whose_patients(settings.dataset),
     )
-    found = answer.look
-    protocol.log(folder, "look", look=found.number, entry=found.entry, line=found.line)
-    if found.words:
-        screen.say(found.words)
 
 
 def _simple(answer: Answer, splits: Sequence[str], screen: Screen) -> None:

@@ -9,7 +9,7 @@ With several classes it is the mean over the classes that have both labels. It d
 a threshold and not on how common the finding is; it says nothing about calibration and nothing
 about any single group of patients (for that: `fairness`).
 
-Among equal AUROCs the candidate with the fewest trainable parameters wins.
+Among equal AUROCs the candidate with the fewest trainable parameters is picked.
 
 Paper: Hanley & McNeil, The meaning and use of the area under a receiver operating characteristic
 (ROC) curve. Radiology 143 (1982).

@@ -2,9 +2,9 @@
 
 Four terms make one front: AUROC and worst-group AUROC are maximized, memorization (attack minus
 null, see `memorization`) and trainable parameters are minimized, under the floor
-AUROC >= max(linear probe, LoRA r=8) - margin. The winner lies nearest to the ideal point. With
-each term stretched to n = 0 (worst on the front) .. 1 (best on the front), parameters by their
-logarithm:
+AUROC >= max(linear probe, LoRA r=8) - margin. The search picks what lies nearest to the ideal
+point. With each term stretched to n = 0 (worst on the front) .. 1 (best on the front), parameters
+by their logarithm:
 
     minimize sqrt( sum over terms of (1 - n)^2 )
 

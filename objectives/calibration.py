@@ -8,7 +8,7 @@ b of equal size, n_b of n rows in each, y_b the share of positives and p_b the m
 where noise_b is the variance of y_b - p_b over patients: what chance alone adds to the square.
 AUROC is maximized and the ECE, mean over labels, minimized under the floor
 AUROC >= max(linear probe, LoRA r=8) - margin. Below 200 search patients it is undefined. The
-winner is, among candidates within the margin of the best AUROC, the one with the smallest error.
+search picks, among candidates within the margin of the best AUROC, the smallest error.
 
 A model that gives everybody the prevalence is calibrated and useless: hence the floor, and
 calibration never promotes a half-trained trial. Weighted losses and balanced sampling move

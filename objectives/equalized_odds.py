@@ -6,8 +6,8 @@ same share of the sick should be found, and of the healthy be alarmed, in every 
     EOD = max( max over g, h |TPR(g) - TPR(h)|,  max over g, h |FPR(g) - FPR(h)| )
 
 AUROC is maximized and EOD minimized under the floors of `fairness_gap`: AUROC and the worst
-group's AUROC at least the baselines' minus the margin. The winner is, among candidates within the
-margin of the best AUROC, the one with the smallest EOD.
+group's AUROC at least the baselines' minus the margin. The search picks, among candidates within
+the margin of the best AUROC, the one with the smallest EOD.
 
 Where the prevalence differs between groups, equal error rates and equal calibration cannot both
 hold (Kleinberg et al. 2017): look at calibration by group in the report before calling either

@@ -9,9 +9,10 @@ under a floor that is measured before the first trial:
 
     AUROC >= max(linear probe, LoRA r=8) - margin          (margin .01 by default)
 
-The winner is the candidate of the front with the highest worst-group AUROC; ties go to the higher
-AUROC, then to fewer trainable parameters. Groups count from 50 positive and 50 negative patients
-on (`--min-group`), and within an attribute only labels that all its groups can score are used.
+The search picks the candidate of the front with the highest worst-group AUROC; ties go to the
+higher AUROC, then to fewer trainable parameters. Groups count from 50 positive and 50 negative
+patients on (`--min-group`), and within an attribute only labels that all its groups can score are
+used.
 
 The gap between the best and the worst group is shown but not optimized: a constant score has no
 gap, and neither has a model that was made worse for the group it served better. Maximizing the

@@ -10,11 +10,11 @@ group it served better. Two floors, measured before the first trial, keep both o
     AUROC             >= max(linear probe, LoRA r=8) - margin
     worst group AUROC >= max(linear probe, LoRA r=8) - margin
 
-The winner is, among candidates whose worst group is within the margin of the best one's, the one
-with the smallest gap. A gap is never a reason to promote a half-trained trial: an untrained model
-has none. Measured gaps are biased upwards (with no bias at all, four groups of 50 + 150 patients
-show about .06), so prefer `fairness` where groups are small; the report tests whether there is a
-gap at all.
+The search picks, among candidates whose worst group is within the margin of the best one's, the
+one with the smallest gap. A gap is never a reason to promote a half-trained trial: an untrained
+model has none. Measured gaps are biased upwards (with no bias at all, four groups of 50 + 150
+patients show about .06), so prefer `fairness` where groups are small; the report tests whether
+there is a gap at all.
 
 Papers: Zietlow et al., Leveling Down in Computer Vision. CVPR 2022. Dutt et al., FairTune:
 Optimizing Parameter Efficient Fine Tuning for Fairness in Medical Image Analysis. ICLR 2024 (the

@@ -7,7 +7,7 @@ same attack on a model that was not trained (kNN on the frozen backbone):
 
     memorization = AUROC(attack on the candidate) - AUROC(attack on the frozen backbone)
 
-under the floor AUROC >= max(linear probe, LoRA r=8) - margin. The winner is, among candidates
+under the floor AUROC >= max(linear probe, LoRA r=8) - margin. The search picks, among candidates
 within the margin of the best AUROC, the one that memorizes least; ties go to fewer trainable
 parameters. An untrained model memorizes nothing, so memorization never promotes a trial.
 

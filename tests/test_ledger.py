@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from autopeft import chain, ledger, secret
+from autopeft.data import whose_patients
 from autopeft.files import lock
 
 
@@ -65,6 +66,19 @@ def test_equal_ids_of_two_hospitals_are_two_patients(tmp_path):
     assert other.number == 1
     assert look(tmp_path, ["1"], "a", source="phantom-1").number == 1
     assert look(tmp_path, ["1"], "b", source="phantom-2").number == 1
+
+
+def test_a_patient_of_a_named_data_set_is_known_by_the_id_whatever_the_images(tmp_path):
+    ledger.enter(tmp_path, ["1", "2"], ["1_000.png", "2_000.png"], "pa", "1", whose="nih")
+    other = ledger.enter(tmp_path, ["2", "3"], ["2_001.png", "3_000.png"], "ap", "2", whose="nih")
+    assert (other.number, other.patients, other.seen) == (2, 2, 1)
+    assert ledger.number_of(tmp_path, "2") == (2, 0)
+    assert ledger.knows(tmp_path, ["1"], ["1_009.png"], whose="nih")
+    assert not ledger.knows(tmp_path, ["1"], ["1_009.png"], whose="chexpert")
+    assert not ledger.knows(tmp_path, ["1"], ["1_009.png"])
+    # The same image without the data set's name, read from a table of the user's own.
+    assert ledger.knows(tmp_path, ["1"], ["elsewhere/1_000.png"])
+    assert [whose_patients(d) for d in ("nih", "phantom", "labels.csv")] == ["nih", "", ""]
 
 
 def test_it_names_nobody(tmp_path):

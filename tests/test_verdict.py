@@ -68,7 +68,8 @@ def said(monkeypatch, lost=(), feasible=True, constraints=(), kept=True, replay=
         settings=SimpleNamespace(margin=0.01),
     )
     told = {
-        "metric": "auroc", "baseline": "bitfit", "same_candidate": False, "winner_is": "",
+        "declared_metric": "auroc", "baseline": "bitfit", "same_candidate": False,
+        "winner_is": "", "primary_undefined_on_test": False,
         "word": "better", "adapter": {"high": 0.1}, **contrast,
     }  # fmt: skip
     return verdict.sentence(answer, told, {"kept": kept}, lost)
@@ -78,7 +79,17 @@ def said(monkeypatch, lost=(), feasible=True, constraints=(), kept=True, replay=
     ("contrast", "words"),
     [
         ({}, "Better than bitfit in AUROC."),
-        ({"metric": "worst_group_auroc"}, "Better than bitfit in worst group AUROC."),
+        (
+            {
+                "declared_metric": "worst_group_auroc",
+                "metric": "auroc",
+                "primary_undefined_on_test": True,
+                "word": "cannot tell",
+            },
+            "Cannot tell the winner from bitfit: worst group AUROC is undefined on the test "
+            "patients.",
+        ),
+        ({"declared_metric": "worst_group_auroc"}, "Better than bitfit in worst group AUROC."),
         ({"word": "cannot tell"}, "Cannot tell the winner from bitfit in AUROC."),
         ({"word": "worse"}, "Worse than bitfit in AUROC: searching did not help."),
         (

@@ -113,7 +113,7 @@ def test_gap_and_external_checks():
     assert words.gap_line(load("multilabel")) is None
     assert words.external_lines(load()) == []
     (line,) = words.external_lines(load("multilabel"))
-    assert line.startswith("valid_radiologist, 200 patients: AUROC 0.900 (")
+    assert line.startswith("valid_radiologist, 200 patients, look 1: AUROC 0.900 (")
 
 
 def test_a_group_without_the_attribute():

@@ -64,6 +64,11 @@ DATASETS: dict[str, DataSet] = {
 }
 
 
+def whose_patients(dataset: str) -> str:
+    """The data set whose own patient ids a task has; empty for a user's table and the phantom."""
+    return dataset if dataset in DATASETS and dataset != "phantom" else ""
+
+
 def load_task(settings: Settings, cache: Path) -> Task:
     """Loads the task that ``--dataset`` names.
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from autopeft import ledger
 from autopeft.adapter_files import OURS, adapter_hash, read_json
+from autopeft.data import whose_patients
 from autopeft.data.whole import Whole
 from autopeft.errors import UserError
 from autopeft.evaluation import Predictions
@@ -278,11 +279,12 @@ def _look(home: Path, folder: Path, data: Whole, dataset: str, name: str) -> int
     """The look in the ledger, where a run there has these very images among its test images."""
     rows, source = data.rows, data.root.name if dataset == "phantom" else ""
     patients, paths = rows.patient.tolist(), rows.path.tolist()
-    if not ledger.knows(home, patients, paths, source):
+    whose = whose_patients(dataset)
+    if not ledger.knows(home, patients, paths, source, whose):
         return None
     what = "\0".join([adapter_hash(folder), *paths, *patients])
     entry = f"evaluation-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
-    return ledger.enter(home, patients, paths, f"evaluation {name}", entry, source).number
+    return ledger.enter(home, patients, paths, f"evaluation {name}", entry, source, whose).number
 
 
 def _not_known(p: Predictions, mapped: Mapped, numbers: Mapping[str, Any]) -> list[str]:

@@ -87,10 +87,14 @@ def _about(numbers: Numbers) -> list[str]:
         f"{adapter['image_size']} px, {adapter['channels']}.",
     ]
     if numbers["look"] is not None:
-        lines.append(
+        where = (
             f"{data['tested']} of these {data['unit']}s are test {data['unit']}s of the adapter's "
-            f"own run: look {numbers['look']} at them."
+            "own run"
+            if data["tested"]
+            else f"some of these {data['unit']}s were tested on, or were an external check, in an "
+            "earlier run"
         )
+        lines.append(f"{where[0].upper()}{where[1:]}: look {numbers['look']} at them.")
     return lines
 
 

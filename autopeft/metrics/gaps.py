@@ -136,7 +136,8 @@ def gaps(
     Returns:
         One entry an attribute. An interval belongs to its attribute alone, at 1 - alpha; only p
         is corrected for the number of attributes. One that "cannot tell" only because of the
-        correction may have an interval without 0.
+        correction may have an interval without 0. Single labels are a second family of tests,
+        corrected for all labels of all attributes together.
     """
     found = []
     for attribute, groups in counted.items():
@@ -144,9 +145,14 @@ def gaps(
         if entry is not None:
             found.append(entry)
     raw = [entry.mean.p if entry.mean is not None else None for entry in found]
+    each = [(entry.attribute, gap) for entry in found for gap in entry.labels]
+    shown: dict[str, list[Gap]] = {}
+    for (attribute, gap), p_label in zip(each, holm([gap.p for _, gap in each]), strict=True):
+        if p_label is not None and p_label < alpha:
+            shown.setdefault(attribute, []).append(gap)
     return tuple(
-        _worded(replace(entry, p=corrected), alpha, limit, len(raw))
-        for entry, corrected in zip(found, holm(raw), strict=True)
+        _worded(replace(e, p=corrected), shown.get(e.attribute, ()), alpha, limit, len(raw))
+        for e, corrected in zip(found, holm(raw), strict=True)
     )
 
 
@@ -288,12 +294,12 @@ def _label_set(
     return {p.classes[c] for scored in every for c in scored.columns}
 
 
-def _worded(entry: AttributeGap, alpha: float, limit: float, attributes: int) -> AttributeGap:
+def _worded(
+    entry: AttributeGap, shown: Sequence[Gap], alpha: float, limit: float, attributes: int
+) -> AttributeGap:
     """Words for the mean over labels, which never hide a label: each of them has to be below."""
     if entry.mean is None:
         return entry
-    found = holm([gap.p for gap in entry.labels])
-    shown = [g for g, p in zip(entry.labels, found, strict=True) if p is not None and p < alpha]
     highs = [gap.high for gap in (entry.mean, *entry.labels)]
     highest = None if None in highs else max(h for h in highs if h is not None)
     word = gap_word(entry.p, highest, alpha, limit)

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from autopeft.evaluation import Cost, Evaluation
 from autopeft.metrics import METRICS
+from autopeft.metrics import gaps as gaps_module
 from autopeft.metrics.gaps import gap_word, gaps, group_covariance, holm
 from autopeft.metrics.groups import Scored, scored_groups
 
@@ -254,6 +255,22 @@ def test_gaps_of_labels_that_cancel_are_not_hidden(table):
     (calm,) = gaps(p, COUNTED, permutations=0, limit=0.2)
     assert calm.text.startswith("gap below .")
     assert float(calm.text.split()[-1]) >= max(g.high for g in (calm.mean, *calm.labels)) - 1e-9
+
+
+def test_a_label_is_shown_after_a_correction_for_all_labels_of_all_attributes(table, monkeypatch):
+    p = simulate(table, 3, patients=600, images=1, classes=2)
+    (one,) = gaps(p, COUNTED, permutations=0)
+
+    def with_label_p(*values):
+        labels = [replace(g, p=v) for g, v in zip(one.labels, (*values, 0.9), strict=True)]
+        entry = replace(one, mean=replace(one.mean, p=0.5), labels=tuple(labels))
+        monkeypatch.setattr(
+            gaps_module, "_attribute", lambda p, attribute, *_: replace(entry, attribute=attribute)
+        )
+        return [e.word for e in gaps(p, {"g": GROUPS, "h": GROUPS}, permutations=0, limit=0.0)]
+
+    assert with_label_p(0.012) == ["gap shown"] * 2  # 4 x .012
+    assert with_label_p(0.02) == ["cannot tell"] * 2  # 2 x .02 alone would have passed
 
 
 def test_what_could_be_detected_is_larger_where_several_attributes_are_tested(table):
