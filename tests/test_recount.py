@@ -21,6 +21,7 @@ NUMBERS = {
         "baseline": "lora_r8",
         "word": "better",
         "worst_group": None,
+        "primary_undefined_on_test": False,
         "adapter": {"value": 0.25, "low": 0.01, "high": 0.5, "enough": True},
     },
     "accuracy_kept": {
@@ -119,6 +120,9 @@ def test_the_word_for_the_worst_group_needs_every_group(low, high, floor, word):
     contrast = {
         "metric": "worst_group_auroc",
         "worst_group": {"low": floor},
+        "primary_undefined_on_test": False,
         "adapter": {"low": low, "high": high, "enough": True},
     }
     assert recount._word(contrast, 0.01) == word
+    contrast["primary_undefined_on_test"] = True  # what is shown is AUROC, and no verdict
+    assert recount._word(contrast, 0.01) == "cannot tell"
