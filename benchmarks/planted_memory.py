@@ -54,7 +54,8 @@ ALARM = ("table", "model", "attack", "auc", "null", "value", "low", "high")
 
 def memory(out: Path, seeds: Iterable[int], size: Size = SMALL) -> None:
     """Trains every recipe on patients who are there once, twice and four times, and attacks it."""
-    done = {(line["seed"], line["recipe"]) for line in read(out / "memory.csv", MEMORY)}
+    file = memory_file(out, size.epochs)
+    done = {(line["seed"], line["recipe"]) for line in read(file, MEMORY)}
     for seed in seeds:
         due = [name for name in RECIPES if (str(seed), name) not in done]
         if not due:
@@ -67,9 +68,14 @@ def memory(out: Path, seeds: Iterable[int], size: Size = SMALL) -> None:
             lines = [
                 (seed, name, *line) for line in _attacked(setup, found, kept, candidate, times)
             ]
-            append(out / "memory.csv", MEMORY, lines)
+            append(file, MEMORY, lines)
             print(f"memory, seed {seed}: {name}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def memory_file(out: Path, epochs: int) -> Path:
+    """Where the lines of trainings of this length are."""
+    return out / ("memory.csv" if epochs == SMALL.epochs else f"memory-{epochs}.csv")
 
 
 def _sets(seed: int, size: Size) -> list[Phantom]:

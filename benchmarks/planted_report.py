@@ -11,7 +11,7 @@ import numpy as np
 import planted_data as data
 import planted_pool
 from planted_coverage import COVERAGE, ESTIMATES
-from planted_memory import ALARM, MEMORY, RECIPES, read
+from planted_memory import ALARM, MEMORY, RECIPES, memory_file, read
 from planted_pool import DESIGNS, Design
 from scipy.special import stdtrit
 
@@ -19,6 +19,7 @@ from autopeft.drawing import WIDTH, axis, figure, grid, line, text
 from autopeft.files import write_text
 
 MARGIN = 0.01
+MEMORY_EPOCHS = (12, 4)
 RULES = ("auroc", "worst_group", "fairness")
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
@@ -295,7 +296,10 @@ def report(out: Path, docs: Path | None) -> None:
                 lines += ["", f"![True worst group by seed]({file})"]
             parts.append(_section(title, lines))
     rest = (
-        ("Memorization", memory_lines(read(out / "memory.csv", MEMORY))),
+        *(
+            (f"Memorization, {n} epochs", memory_lines(read(memory_file(out, n), MEMORY)))
+            for n in MEMORY_EPOCHS
+        ),
         ("Alarms where nothing was memorized", alarm_lines(read(out / "alarm.csv", ALARM))),
         ("Coverage", coverage_lines(read(out / "coverage.csv", COVERAGE))),
     )
