@@ -61,7 +61,7 @@ def names(asked: Sequence[str], needs_groups: bool) -> tuple[str, ...]:
             raise UserError(f"unknown baseline {name!r}", "--baseline", nearest(name, _RAW))
     if asked and not {"linear_probe", "lora_r8"} <= set(asked):
         raise UserError(
-            f"{' and '.join(sorted({'linear_probe', 'lora_r8'} - set(asked)))} is missing",
+            f"{sorted({'linear_probe', 'lora_r8'} - set(asked))[0]} is missing",
             "--baseline",
             "linear_probe and lora_r8 are always needed: they set the accuracy floor.",
         )

@@ -168,6 +168,7 @@ def _optimism(answer: Answer) -> dict[str, Any]:
         "metric": metric,
         "looks": sum(len(e.rungs) for e in answer.bench.study.entries),
         "candidates": len(answer.bench.study.entries),
+        "asked": answer.settings.trials,
     }
     if a is not None and b is not None:
         half = 1.96 * (a.se**2 + b.se**2) ** 0.5

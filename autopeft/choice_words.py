@@ -18,7 +18,7 @@ def sure_lines(numbers: Numbers) -> list[str]:
     apart = pick["fingerprint"] != numbers["best"]["fingerprint"]
     if replay["candidates"] == 1:
         lines = ["how sure? one candidate was fully trained: replays have nothing to choose among"]
-        return lines + ([f"search alone would have picked it: {pick['title']}"] if apart else [])
+        return lines + ([f"search alone would have picked {pick['title']}"] if apart else [])
     if own["share"] is not None:
         told.append(f"same recipe in {words.percent(own['share'])} of replays")
     told.append(f"same family {words.percent(own['family_share'])}")
@@ -34,9 +34,11 @@ def sure_lines(numbers: Numbers) -> list[str]:
 def honesty_lines(numbers: Numbers) -> list[str]:
     """How often search patients were looked at, what that cost, and who confirmed."""
     optimism, patients = numbers["optimism"], numbers["patients"]
+    asked, tried = optimism["asked"], optimism["candidates"]
+    early = f" of the {asked} asked for" if tried < asked else ""
     lines = [
-        f"{optimism['candidates']} candidates ({words.history(numbers)}), {optimism['looks']} "
-        f"looks at {words.searched(numbers)}"
+        f"{words.count(tried, 'candidate')}{early} ({words.history(numbers)}), "
+        f"{words.count(optimism['looks'], 'look')} at {words.searched(numbers)}"
     ]
     if "value" in optimism:
         lines.append(
@@ -109,7 +111,9 @@ def picked_lines(numbers: Numbers) -> list[str]:
     if not numbers["feasible"]:
         lines.append("no trial meets the constraints: it violates them least")
     replay = numbers["replay"]
-    if replay:
+    if replay and replay["candidates"] == 1:
+        lines.append("one candidate was fully trained: there was nothing to choose among")
+    elif replay:
         own = replay["own"]
         lines.append(
             f"how sure? picked in {words.percent(own['share'])} of {replay['resamples']:,} "

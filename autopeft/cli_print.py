@@ -14,10 +14,11 @@ def table(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(*(rows[0] if rows else ()), box=None, pad_edge=False)
     for row in rows:
-        shown.add_row(*map(_cell, row.values()))
+        shown.add_row(*(Text(_cell(value)) for value in row.values()))  # a bracket is no markup
     Console(width=None if os.isatty(1) else 160).print(shown)
 
 

@@ -106,5 +106,5 @@ def evaluate(
     if as_json:
         print(json.dumps(found.numbers, indent=1))
     else:
-        sys.stdout.write(found.report)
+        sys.stdout.write(found.report.replace("&lt;", "<"))  # escaped for Markdown alone
         print(f"\n{found.folder}: evaluation.json, report.md, predictions.csv (names patients)")

@@ -17,6 +17,7 @@ from autopeft.backbones.facts import Facts
 from autopeft.bench import Bench
 from autopeft.candidate import Candidate
 from autopeft.clock import Clock
+from autopeft.declaring import declare, opening
 from autopeft.engine import Engine, drive
 from autopeft.errors import RunError, UserError
 from autopeft.evaluation import Evaluation
@@ -28,11 +29,9 @@ from autopeft.objective import Objective
 from autopeft.parts import FOLDS
 from autopeft.prepare import (
     Ready,
-    declare,
     finished,
     make_audience,
     make_setup,
-    opening,
     prepare,
 )
 from autopeft.progress import Bar, Screen

@@ -151,12 +151,16 @@ def _model_table(answer: Answer, model: Model) -> dict[str, Any]:
     if exact is not None and "auroc" in table["test"]:  # a cross-check without resampling
         table["test"]["auroc"]["delong"] = {"low": exact.low, "high": exact.high}
     seeds = [answer.scored[(model.name, r, "test")] for r in answer.repeats]
+    chosen_on = [answer.scored[(model.name, r, "confirm")] for r in answer.repeats]
     table["seeds"] = {
         "repeats": len(seeds),
-        "test": {
-            name: value
-            for name in ("auroc", answer.objective.primary)
-            if (value := mean_value(answer.audience, name, seeds)) > float("-inf")
+        **{
+            split: {
+                name: value
+                for name in ("auroc", answer.objective.primary)
+                if (value := mean_value(answer.audience, name, repeats)) > float("-inf")
+            }
+            for split, repeats in (("test", seeds), ("confirm", chosen_on))
         },
     }
     recipe = _recipe(answer, seeds, None, answer.objective.primary)

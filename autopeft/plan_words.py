@@ -189,7 +189,7 @@ def _gaps(gaps: Numbers) -> list[str]:
     lines = []
     for attribute, found in gaps.items():
         shown = ", ".join(
-            f"{_short(value)} on {split}" if value else f"none on {split} (too few patients)"
+            f"{_short(value)} on {split}" if value else f"unknown on {split} (too few patients)"
             for split, value in found.items()
         )
         lines.append(f"{attribute}: smallest detectable gap {shown}")

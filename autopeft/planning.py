@@ -18,6 +18,7 @@ from typing import Any
 from autopeft import protocol
 from autopeft import settings as settings_file
 from autopeft.audit import audit
+from autopeft.declaring import declare
 from autopeft.errors import RunError
 from autopeft.estimate import estimate
 from autopeft.job import Setup
@@ -34,7 +35,7 @@ from autopeft.metrics.power import (
     times_more,
     worst_group_difference,
 )
-from autopeft.prepare import Ready, declare, finished, make_audience, make_setup, prepare
+from autopeft.prepare import Ready, finished, make_audience, make_setup, prepare
 from autopeft.progress import Screen
 from autopeft.rehearsal import rehearse
 from autopeft.sample import Sample

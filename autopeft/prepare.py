@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from autopeft.data.counted import CountedGroups, check_groups
 from autopeft.data.probe import cut_probe
 from autopeft.data.splits import PROBE
 from autopeft.data.task import Task
+from autopeft.data.twins import twin_notes
 from autopeft.errors import UserError
 from autopeft.files import remove_empty
 from autopeft.job import Rows, Setup
@@ -33,7 +35,7 @@ from autopeft.progress import Screen
 from autopeft.result import Result, load_result
 from autopeft.runners import check_address
 from autopeft.schedule import Ladder, epoch_ladder, fold_ladder
-from autopeft.settings import SEEDS, Settings
+from autopeft.settings import Settings
 from autopeft.space import Space, load_space
 from autopeft.study import Study
 from autopeft.suited import suited
@@ -151,6 +153,7 @@ def prepare(
     if settings.runner == "serial":  # then this process trains
         keep_memory()
     cache = Path(settings.runs_dir) / ".cache"
+    _check_runs_dir(Path(settings.runs_dir))
     check_address(settings)
     objective = load_objective(settings.objective)
     baselines.names(settings.baselines, "groups" in objective.needs)
@@ -182,10 +185,33 @@ def prepare(
     started = time.perf_counter()
     store = (decode or _decoded)(task, settings, network.facts.image_size, screen)
     seconds = time.perf_counter() - started
+    task = _with_twins(task, store)
     start = start.kept(cache) if start else None
     return Ready(
         task, objective, space, network, store.folder, digest(store), counted, seconds, start
     )
+
+
+def _check_runs_dir(folder: Path) -> None:
+    """That a folder can be made there, before hours are spent."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        what = f"nothing can be written there ({error.strerror})"
+        raise UserError(what, f"--runs-dir {folder}", "Take another folder.") from None
+
+
+def _with_twins(task: Task, store: ImageStore) -> Task:
+    """The task with a note where one film lies under several patient ids."""
+    from autopeft.training.images import marks
+
+    table = task.split_table()
+    if len(store.array) != len(table):  # a plan decodes a few images, and compares files instead
+        return task
+    judged = [s for s in ("search", "confirm", "test", *task.external) if s in set(table["split"])]
+    return replace(task, notes=(*task.notes, *twin_notes(table, marks(store), judged)))
 
 
 def _suited(space: Space, facts: Any, start: Start | None, screen: Screen) -> Space:
@@ -303,94 +329,3 @@ def make_audience(settings: Settings, ready: Ready, setup: str) -> Audience:
         rows["train"].take(subsample(rows, settings.seed)) if PROBE in rows else None,
         folds=fold_rows(rows) if ready.folds else (),
     )
-
-
-def declare(settings: Settings, ready: Ready, setup: Setup) -> Mapping[str, Any]:
-    """What ``protocol.yaml`` says: what will be called a success, before anything is trained."""
-    from autopeft.version import __version__
-
-    task, objective = ready.task, ready.objective
-    wanted = baselines.names(settings.baselines, "groups" in objective.needs)
-    splits = dict.fromkeys((*task.inner, "confirm", "test"))
-    counts = {s: task.counts(s) for s in splits}
-    every = {
-        s: {
-            str(r["class"]): f"{r.positives}+ / {r.negatives}- of {r.patients} {task.unit}s"
-            for _, r in t[t.attribute == "all"].iterrows()
-        }
-        for s, t in counts.items()
-    }
-    return {
-        "autopeft": __version__,
-        "use": "Research use; not a medical device.",
-        "task": {"name": task.name, "digest": task.digest, "unit": task.unit},
-        "classes": list(task.classes),
-        # Left out where it is 1, so that runs from before it existed can go on.
-        **({"label_fraction": settings.label_fraction} if settings.label_fraction < 1 else {}),
-        **({"init_adapter": starting.declared(ready.start)} if ready.start else {}),
-        "splits": every,
-        "inner": ready.counted.inner,
-        **({"folds": _fold_patients(setup)} if ready.folds else {}),
-        "setup": setup.digest(),
-        "objective": settings.objective,
-        "objective_sha256": plugins.find("objectives", settings.objective).sha256,
-        "space_sha256": plugins.find("search_spaces", settings.space).sha256,
-        "space": settings.space,
-        "methods_from": [{"file": f.path.name, "sha256": f.sha256} for f in ready.space.plugins],
-        "epochs": settings.epochs,
-        "rungs": list(ready.ladder(settings.epochs).stops),
-        "finalists": f"{settings.confirm}, and always the linear probe at its best readout; "
-        "the rule's pick, then whom replays pick most often",
-        "seeds": settings.seeds
-        or dict(zip(("screen", "last two and baselines"), SEEDS, strict=True)),
-        "baselines": list(wanted),
-        "reference": "best of the reference baselines, "
-        + ("on all folds, repeat 0" if ready.folds else "mean of the seeds, on search"),
-        "groups": {a: list(g) for a, g in ready.counted.groups.items()},
-        "groups_left_out": list(ready.counted.notes),
-        "ranking": f"{objective.primary} on confirm, mean of the seeds; "
-        "within one paired standard error the fewest trained parameters win; "
-        "where confirm cannot say, the most frequent pick of the replays",
-        "contrast": f"winner minus the baseline strongest on confirm, {objective.primary}, test",
-        "alpha": 0.05,
-        "margin": settings.margin,
-        "words": "better: interval above 0; not worse: above -margin; worse: below 0; "
-        "else cannot tell, also where the primary metric is undefined on test",
-        "others": "winner minus each other baseline: described, p by Holm; groups and labels: "
-        "bands that hold together (max-t), described",
-        "threshold": "sensitivity .90 on search, frozen; intervals fit it again",
-        "external_checks": list(task.external),
-        **protocol.group_rules(objective.needs, objective.primary),
-        "accuracy": "kept: one-sided 95% bound of the paired AUROC difference on confirm to the "
-        "strongest baseline there above -margin",
-    }
-
-
-def opening(settings: Settings, ready: Ready, setup: Setup) -> str:
-    """The first line on stderr: what is about to be trained, on whom, how."""
-    task = ready.task
-    sizes = ", ".join(f"{s} {len(setup.rows[s])}" for s in setup.rows)
-    if settings.label_fraction < 1:
-        share = f"{100 * settings.label_fraction:g}%"
-        sizes += f"; {len(set(setup.rows['train'].patient))} train {task.unit}s, {share} of them"
-    return (
-        f"run {settings.run_name}: {task.name}, {task.patients} {task.unit}s, "
-        f"{len(task.paths)} images ({sizes}); {_inner(ready, setup)}; {settings.backbone} at "
-        f"{setup.image_size} px, {setup.precision}, {setup.threads} threads a worker"
-        + (f", {setup.micro_batch} images a forward pass" if setup.micro_batch else "")
-        + (", GPU" if setup.device == "cuda" else "")
-    )
-
-
-def _inner(ready: Ready, setup: Setup) -> str:
-    """What trials are measured on, and why that was taken."""
-    why = f" (auto: {ready.counted.why})" if ready.counted.why else ""
-    if not ready.folds:
-        return f"holdout{why}"
-    sizes = ", ".join(map(str, _fold_patients(setup)))
-    return f"cv5{why}, folds of {sizes} {ready.task.unit}s"
-
-
-def _fold_patients(setup: Setup) -> list[int]:
-    """Patients that each fold holds out; a split column of the user's makes them unequal."""
-    return [len(set(rows.patient.tolist())) for rows in fold_rows(setup.rows)]

@@ -58,6 +58,8 @@ _AT_LEAST = {
 }
 
 
+_WIDEST = 0.5  # margin
+
 SEEDS = (3, 5)  # to screen the finalists; for the last two of them and all baselines
 
 # The smallest run that shows everything, so that `autopeft search` alone answers within minutes.
@@ -212,6 +214,13 @@ class Settings:
             value = getattr(self, key)
             if value is not None and not value >= low:  # NaN is not, either
                 raise UserError(f"{value} is too small", _flag(key), f"It must be at least {low}.")
+        if self.margin > _WIDEST:
+            fix = (
+                f"It is a difference in AUROC, at most {_WIDEST:g}: with more nothing could fail."
+            )
+            raise UserError(f"{self.margin:g} is too large", "--margin", fix)
+        if not str(self.runs_dir).strip():
+            raise UserError("is empty", "--runs-dir", "Name a folder, e.g. runs.")
 
     def digest(self) -> str:
         """Eight hex digits over all settings that may not change between two starts."""

@@ -127,10 +127,11 @@ def _over_seeds(numbers: Numbers) -> Table:
     shown, primary = words.metrics_shown(numbers), numbers["primary"]
     repeats = words.seeds(numbers).replace(" fresh", "")
     heads = [f"{words.metric_name(m)}\ntest, {repeats}" for m in shown]
-    table = _table("fresh\ntrainings", *heads, f"{words.metric_name(primary)}\nconfirm, saved one")
+    heads.append(f"{words.metric_name(primary)}\nconfirm, {repeats}")
+    table = _table("fresh\ntrainings", *heads)
     for name, model in words.models(numbers).items():
         values = [words.number(model["seeds"]["test"].get(m)) for m in shown]
-        _row(table, [name, *values, words.interval(model["confirm"].get(primary))])
+        _row(table, [name, *values, words.number(model["seeds"]["confirm"].get(primary))])
     return table
 
 

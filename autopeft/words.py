@@ -93,7 +93,8 @@ def contrast_lines(numbers: Numbers) -> list[str]:
         lines.append("the objective's own metric is undefined on test: AUROC stands in its place")
     lines.append(
         f"AUROC on confirm, whose patients also chose the winner, winner minus "
-        f"{kept['baseline']}: {_kept(kept)} (margin {kept['margin']:g})"
+        f"{kept['baseline']} (the strongest other model there): {_kept(kept)} "
+        f"(margin {kept['margin']:g})"
     )
     if kept.get("test"):
         lines.append(f"the same on test, whose patients chose nothing: {_kept(kept['test'])}")
@@ -225,7 +226,7 @@ def external_lines(numbers: Numbers) -> list[str]:
     """Winner and declared baseline on each external check."""
     opponent, metric = numbers["contrast"]["baseline"], "auroc"
     return [
-        f"{split}, {_count(numbers['patients'][split], 'patient')}, "
+        f"{split}, {count(numbers['patients'][split], 'patient')}, "
         f"look {numbers['external_looks'][split]}: {metric_name(metric)} "
         f"{interval(numbers['best'][split].get(metric))}; "
         f"{opponent} {interval(numbers['baselines'][opponent][split].get(metric))}"
@@ -238,7 +239,7 @@ def external_lines(numbers: Numbers) -> list[str]:
 
 def seeds(numbers: Numbers) -> str:
     """``3 fresh seeds``."""
-    return _count(numbers["best"]["seeds"]["repeats"], "fresh seed")
+    return count(numbers["best"]["seeds"]["repeats"], "fresh seed")
 
 
 def history(numbers: Numbers) -> str:
@@ -257,7 +258,7 @@ def looks_lines(numbers: Numbers) -> list[str]:
         lines.append(said)
     if looks.get("unknown"):
         lines.append(
-            f"of {_count(looks['unknown'], 'earlier look')} entered with another key nobody can "
+            f"of {count(looks['unknown'], 'earlier look')} entered with another key nobody can "
             "tell whether they were at these test patients"
         )
     if looks.get("note"):
@@ -268,10 +269,10 @@ def looks_lines(numbers: Numbers) -> list[str]:
 
 
 def searched(numbers: Numbers) -> str:
-    """``152 search patients``, or ``511 patients in 5 folds``."""
+    """``152 search patients``, or ``one fold or more of 511 patients in 5 folds``."""
     folds = numbers.get("inner", {}).get("folds")
     if folds:
-        return f"{sum(folds):,} patients in {len(folds)} folds"
+        return f"one fold or more of {sum(folds):,} patients in {len(folds)} folds"
     return f"{numbers['patients']['search']:,} search patients"
 
 
@@ -306,7 +307,7 @@ def _groups_not_known(rows: Iterable[Mapping[str, Any]]) -> list[str]:
             uncounted[group] = None
         elif row["auroc"] is None:
             small[f"{group} {row['text'].removeprefix('n/a ')}"] = None
-    lines = [f"{a} is unknown for {_count(n, 'test patient')}" for a, n in unknown.items()]
+    lines = [f"{a} is unknown for {count(n, 'test patient')}" for a, n in unknown.items()]
     if uncounted:
         lines.append(f"groups with too few search patients to count: {', '.join(uncounted)}")
     if small:
@@ -314,8 +315,9 @@ def _groups_not_known(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def count(number: int, what: str) -> str:
+    """``1 look``, ``2 looks``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _attribute(row: Mapping[str, Any]) -> str:

@@ -137,6 +137,7 @@ MAY = {
     "seen settings training words",
     "rehearsal": "bench evaluation metrics objective",
     "members": "bench candidate evaluation job metrics parts progress",
+    "declaring": "baselines job parts plugins prepare protocol settings starting",
     "prepare": "adapter_files backbones baselines bench data job machine methods metrics "
     "objective "
     "parts plugins progress protocol result runners schedule settings space starting study suited "

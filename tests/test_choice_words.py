@@ -85,7 +85,7 @@ def test_one_candidate_is_no_choice():
         "how sure? one candidate was fully trained: replays have nothing to choose among"
     ]
     numbers["replay"]["pick"]["fingerprint"] = "another"
-    assert choice_words.sure_lines(numbers)[1] == "search alone would have picked it: lora"
+    assert choice_words.sure_lines(numbers)[1] == "search alone would have picked lora"
     lines = choice_words.honesty_lines(numbers)
     assert (
         "one candidate was fully trained: replays cannot tell the optimism of choosing it" in lines

@@ -9,10 +9,11 @@ import yaml
 from tiny_run import tiny
 
 from autopeft import plugins, settings
+from autopeft.declaring import declare, opening
 from autopeft.errors import UserError
 from autopeft.files import write_text
 from autopeft.methods import METHODS, own
-from autopeft.prepare import declare, finished, make_setup, opening, prepare
+from autopeft.prepare import finished, make_setup, prepare
 from autopeft.progress import Screen
 
 GATE = (Path(__file__).parents[1] / "examples" / "own_method.py").read_text()

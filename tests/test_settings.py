@@ -30,7 +30,7 @@ def changed(name):
     elif isinstance(value, bool):
         value = not value
     elif isinstance(value, (int, float)):
-        value = value + 1
+        value = value + (0.1 if name == "margin" else 1)
     else:
         value = (*value, "x") if isinstance(value, tuple) else value + "x"
     needed = {"init_adapter": "runs/x/best"} if name == "init_mode" else {}
@@ -74,6 +74,8 @@ def test_a_mapping_becomes_settings_in_the_fields_own_types():
         ({"trials": 0}, "--trials: 0 is too small.*at least 1"),
         ({"margin": float("nan")}, "--margin: nan is too small"),
         ({"budget": float("nan")}, "--budget: nan"),
+        ({"margin": 2.0}, "--margin: 2 is too large.*nothing could fail"),
+        ({"runs_dir": " "}, "--runs-dir: is empty"),
         ({"image_size": 4}, "--image-size: 4 is too small"),
         ({"sampler": "tpo"}, "--sampler: 'tpo'.*\"tpe\""),
         ({"precision": "fp8"}, "--precision.*auto, bf16, fp16, fp32"),

@@ -45,8 +45,8 @@ def test_contrast_lines():
         "worst group AUROC on test, winner minus lora_r8_group: "
         "+0.014 (-0.004 to +0.031) this adapter",
         "the same over fresh seeds: +0.011 (-0.010 to +0.033) this recipe",
-        "AUROC on confirm, whose patients also chose the winner, winner minus lora_r8_readout: "
-        "+0.004 (-0.006 to +0.015) not worse (margin 0.01)",
+        "AUROC on confirm, whose patients also chose the winner, winner minus lora_r8_readout "
+        "(the strongest other model there): +0.004 (-0.006 to +0.015) not worse (margin 0.01)",
     ]
     kept = {"kept": False, "difference": {"value": -0.002, "low": -0.02, "high": 0.01}}
     numbers["accuracy_kept"]["test"] = kept

@@ -118,16 +118,25 @@ def read_csv(path: Path, **kwargs: Any) -> pd.DataFrame:
         # Ids such as 00000013 stay text, and the word "None" is not a blank.
         separator = "\t" if path.suffix == ".tsv" else ","
         header = pd.read_csv(path, sep=separator, nrows=0).columns
-        if len(header) == 1 and ";" in str(header[0]):
-            raise UserError("is separated by semicolons", str(path), "Save it with commas.")
+        for mark, what in ((";", "semicolons"), ("\t", "tabs")):
+            if len(header) == 1 and mark in str(header[0]):
+                raise UserError(f"is separated by {what}", str(path), "Save it with commas.")
+        names = pd.read_csv(path, sep=separator, nrows=1, header=None, dtype="string").iloc[0]
+        twice = sorted(names[names.duplicated()].dropna())
+        if twice:
+            fix = "Leave one of them."
+            raise UserError(f"has several columns named {twice[0]!r}", str(path), fix)
         frame: pd.DataFrame = pd.read_csv(
             path, sep=separator, dtype="string", keep_default_na=False, na_values=[""], **kwargs
         )
     except pd.errors.EmptyDataError:
         raise UserError("is empty", str(path), "Write a header and one row an image.") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError:
+        raise UserError("is not UTF-8 text", str(path), "Save it as CSV in UTF-8.") from None
+    except (pd.errors.ParserError, OSError) as error:
         text = " ".join(str(error).split())
-        raise UserError(f"cannot be read as CSV ({text})", str(path)) from None
+        fix = "Each row needs as many cells as the header has columns."
+        raise UserError(f"cannot be read as CSV ({text})", str(path), fix) from None
     return frame.rename(columns=lambda c: str(c).strip().removeprefix("\ufeff"))
 
 
@@ -301,4 +310,7 @@ def _patients(
             raise
         fix = f"{error.fix}; or, if each image is another patient, --patient-column none."
         raise UserError(error.what, where, fix) from None
+    if column == path:
+        fix = "Name the column of patient ids; if each image is another patient, none."
+        raise UserError(f"{column!r} holds the images, not patients", "--patient-column", fix)
     return patient_ids(frame[column], column, where), "patient", ""

@@ -116,8 +116,8 @@ def _label_lines(numbers: Numbers) -> list[str]:
     if told:
         lines.append(
             "Sensitivity, specificity and PPV are at the adapter's own threshold "
-            f"({', '.join(told)}), fitted on its search patients and never here. PPV and average "
-            "precision also depend on how frequent the finding is here."
+            f"({', '.join(told)}), fitted in its own run, on the search patients there. PPV and "
+            "average precision also depend on how frequent the finding is here."
         )
     lines += [
         "Calibration: intercept 0 and slope 1 are right; intercept above 0: the finding is more "
@@ -139,7 +139,8 @@ def _label_lines(numbers: Numbers) -> list[str]:
                 "higher scores."
             )
         if row["ece"] is not None:
-            lines.append(f"{row['label']}: calibration error {row['ece']:.3f} (debiased).")
+            size = f"{row['ece']:.3f}" if row["ece"] > 0 else "not above what chance alone makes"
+            lines.append(f"{row['label']}: calibration error {size} (debiased).")
     return lines
 
 

@@ -196,16 +196,23 @@ def recipe_interval(
     se = float(np.sqrt(patient.se**2 + points.var(ddof=1) / s))
     wide, one_sided = (float(stdtrit(s - 1, 1 - share)) for share in (alpha / 2, alpha))
     value = patient.value
+    low, high = (-np.inf, np.inf) if others else _bounds(metric)
     return Interval(
         value,
-        value - wide * se,
-        value + wide * se,
-        value - one_sided * se,
+        max(low, value - wide * se),
+        min(high, value + wide * se),
+        max(low, value - one_sided * se),
         se,
         patient.patients,
         patient.dropped,
         patient.enough,
     )
+
+
+def _bounds(metric: MetricName) -> tuple[float, float]:
+    """Between which values a metric lies: t of few seeds reaches beyond what an AUROC can be."""
+    area = isinstance(metric, str) and "auroc" in metric and "gap" not in metric
+    return (0.0, 1.0) if area else (-np.inf, np.inf)
 
 
 def delong_interval(

@@ -77,6 +77,9 @@ def _models(numbers: Numbers) -> list[Row]:
             "test": [model["test"].get(m) for m in words.metrics_shown(numbers)],
             "seeds": [model["seeds"]["test"].get(m) for m in words.metrics_shown(numbers)],
             "confirm": [model["confirm"].get(m) for m in words.metrics_shown(numbers)],
+            "fresh_confirm": [
+                model["seeds"]["confirm"].get(m) for m in words.metrics_shown(numbers)
+            ],
             "behind": contrast["others"].get(name),
         }
         for name, model in words.models(numbers).items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from autopeft.errors import UserError
-from autopeft.files import inside, lock, reserve, write_json, write_text
+from autopeft.files import inside, lock, reserve, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -147,6 +148,21 @@ def digest(store: ImageStore) -> str:
             h.update(store.array[start : start + _CHUNK].tobytes())
         write_text(file, h.hexdigest()[:16])
     return file.read_text()
+
+
+def marks(store: ImageStore) -> npt.NDArray[np.uint64]:
+    """A hash of each image's pixels [N]: equal images have equal ones."""
+    file = store.folder / "rows.npy"
+    if not file.exists():
+        found = [
+            hashlib.blake2b(row.tobytes(), digest_size=8).digest()
+            for start in range(0, len(store.array), _CHUNK)
+            for row in store.array[start : start + _CHUNK]
+        ]
+        stream = io.BytesIO()
+        np.save(stream, np.frombuffer(b"".join(found), np.uint64))
+        write_bytes(file, stream.getvalue())
+    return np.load(file)  # type: ignore[no-any-return]
 
 
 def open_store(folder: str | Path) -> ImageStore:

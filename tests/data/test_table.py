@@ -295,6 +295,24 @@ def test_semicolons(tmp_path, frame):
         load_table(synthetic.settings(csv), tmp_path)
 
 
+def test_tabs_other_alphabets_and_a_column_twice(tmp_path, frame):
+    csv = synthetic.write(tmp_path, frame)
+    text = csv.read_text()
+    header = text.partition("\n")[0]
+    for changed, words in (
+        (text.replace(",", "\t"), "separated by tabs.*Save it with commas"),
+        (text.replace(header, f"{header},{header.split(',')[-1]}", 1), "several columns named"),
+        (text.replace("M", "M\u00e4nner", 1), "is not UTF-8 text.*UTF-8"),
+    ):
+        csv.write_bytes(changed.encode("latin-1"))
+        with pytest.raises(UserError, match=words):
+            load_table(synthetic.settings(csv), tmp_path)
+
+
+def test_the_image_column_is_no_patient(frame, refused):
+    refused(frame, "'path' holds the images, not patients", patient_column="path")
+
+
 def test_group_columns_that_are_no_groups(frame, refused):
     ages = frame.assign(age=frame["age"].astype(str).where(frame["age"] != 60, "sixty"))
     ages.loc[3, "age"] = "n. d."

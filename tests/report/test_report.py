@@ -81,14 +81,14 @@ def without_intervals():
     numbers = load("binary")
     for model in (numbers["best"], *numbers["baselines"].values()):
         model["test"], model["confirm"] = {}, {}
-        model["seeds"] = {"repeats": 1, "test": {}}
+        model["seeds"] = {"repeats": 1, "test": {}, "confirm": {}}
         model.pop("recipe")
     numbers["contrast"] |= {"adapter": None, "recipe": None, "others": {}}
     numbers["accuracy_kept"] |= {"kept": False, "difference": None, "floor": None}
     for row in numbers["groups"]:
         row |= {"auroc": None, "interval": None, "missed": None, "text": "n/a (2+/3-)"}
     numbers["thresholds"] = {"pneumonia": None}
-    numbers["optimism"] = {"metric": "auroc", "looks": 4, "candidates": 2}
+    numbers["optimism"] = {"metric": "auroc", "looks": 4, "candidates": 2, "asked": 2}
     numbers["front"], numbers["reference"], numbers["notes"] = [], {}, []
     numbers["backbone"].pop("params")
     return numbers
@@ -164,13 +164,15 @@ def test_every_number_of_the_models_table_is_the_result_s(name, metrics, tmp_pat
     head, *rows = Page(write(tmp_path, numbers)).tables["models"]
     models = {"winner": numbers["best"], **numbers["baselines"]}
     shown = ["auroc", "worst_group_auroc"][:metrics]
-    assert len(head) == 3 + 3 * metrics
+    assert len(head) == 3 + 4 * metrics
     assert [row[0].split()[0] for row in rows] == list(models)
     for row, (key, model) in zip(rows, models.items(), strict=True):
         expected = [f"{model['trainable_params']:,}"]
         for metric in shown:
             expected += [cell(model["test"][metric]), f"{model['seeds']['test'][metric]:.3f}"]
-        expected += [cell(model["confirm"][metric]) for metric in shown]
+        for metric in shown:
+            fresh = model["seeds"]["confirm"][metric]
+            expected += [cell(model["confirm"][metric]), f"{fresh:.3f}"]
         behind = numbers["contrast"]["others"].get(key)
         expected.append("" if key == "winner" else cell(behind, signed=True))
         assert row[1:] == expected

@@ -22,6 +22,7 @@ from autopeft.training.images import (
     build_store,
     decode,
     digest,
+    marks,
     normalize,
     open_store,
 )
@@ -328,3 +329,15 @@ def test_a_store_for_an_adapter_follows_the_adapter_s_rule(tmp_path):
         for i, name in enumerate(names):
             assert np.array_equal(store.array[i], decode(tmp_path / name, 9, "pad", store.rule))
     assert build_store(tmp_path, names, 9, "pad", tmp_path / "cache").rule == Rule(3, 4095)
+
+
+def test_equal_pixels_have_equal_marks(tmp_path):
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 255, (8, 8), dtype=np.uint8) for _ in range(2))
+    for name, pixels in (("a.png", one), ("b.png", other), ("c.png", one)):
+        save(pixels, tmp_path / name)
+    names = ["a.png", "b.png", "c.png"]
+    store = build_store(tmp_path, names, 8, "pad", tmp_path / "cache")
+    found = marks(store)
+    assert found[0] == found[2] != found[1]
+    assert (marks(store) == found).all()  # from the file, the second time
