@@ -222,6 +222,15 @@ def test_recipe_interval_adds_the_seeds(table):
     assert alone.high - alone.low > bootstrap(a, n=200).high - bootstrap(a, n=200).low
 
 
+def test_a_recipe_s_interval_is_one_of_areas_and_a_difference_may_be_below_0(table):
+    a = [simulate(table, s, repeat=s, shift=3.0) for s in range(1, 4)]
+    b = [simulate(table, s + 50, repeat=s, shift=-3.0) for s in range(1, 4)]
+    alone = recipe_interval(a, n=200)
+    assert alone.value > 0.9
+    assert alone.value + 4.3 * alone.se > 1 >= alone.high  # t of two degrees of freedom
+    assert recipe_interval(b, a, n=200).low < 0
+
+
 def test_no_recipe_interval_below_three_seeds(table):
     a = [simulate(table, s) for s in range(3)]
     assert recipe_interval(a[:2], n=50) is None
