@@ -174,6 +174,8 @@ def inside(root: Path, relative: str) -> Path:
     path = (root / relative).resolve()
     if not path.is_relative_to(root.resolve()):
         raise UserError(
-            f"path {relative!r} leaves the data folder", str(root), "Paths must stay below it."
+            f"path {relative!r} leaves the data folder",
+            str(root),
+            "Paths must stay below it, links followed: give the folder that holds all.",
         )
     return path

@@ -52,6 +52,24 @@ def test_gp_is_for_spaces_of_one_method(tmp_path, asked):
         prepare(asked(sampler="gp"), Screen(True))
 
 
+def test_what_this_machine_has_not_is_said_before_anything_waits_for_it(tmp_path, asked):
+    for changes, words in (
+        ({"cpus_per_worker": 10_000}, "--cpus-per-worker: 10000 CPU cores for a worker"),
+        ({"runs_dir": "/dev/null/x"}, "--runs-dir /dev/null/x: nothing can be written there"),
+    ):
+        with pytest.raises(UserError, match=words):
+            prepare(asked(**changes), Screen(True))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_gpu_that_is_not_there(asked, monkeypatch):
+    from autopeft.training import precision
+
+    monkeypatch.setattr(precision, "find_device", lambda: "cpu")
+    with pytest.raises(UserError, match="--gpus-per-worker: torch finds no GPU here"):
+        prepare(asked(runner="ray", gpus_per_worker=0.5), Screen(True))
+
+
 def test_what_the_backbone_cannot_have_is_said_once(asked, tmp_path, monkeypatch):
     (tmp_path / "s.yaml").write_text(
         "methods: {lora: {r: 4, modules: {choices: [conv1, qkv]}, lr: 1e-3}, linear_probe: }"

@@ -43,7 +43,7 @@ def relative_to(root: Path, paths: Iterable[str], where: str) -> list[str]:
             f"{len(outside)} path(s) are empty or leave the image folder {root}: "
             f"{', '.join(map(repr, outside[:5]))}",
             where,
-            "Give the folder that holds all images with --data-root.",
+            "Give the folder that holds all images with --data-root; links may not leave it.",
         )
     return clean
 
