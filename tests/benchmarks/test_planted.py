@@ -125,14 +125,19 @@ def test_copies_are_attacked_apart_from_patients_who_are_there_once(tmp_path, mo
     monkeypatch.setattr(planted_memory, "RECIPES", recipes)
     size = replace(TINY, epochs=6)
     planted_memory.memory(tmp_path, [0], size)
-    lines = planted_memory.read(tmp_path / "memory.csv", planted_memory.MEMORY)
+    file = planted_memory.memory_file(tmp_path, size.epochs)
+    assert (file.name, planted_memory.memory_file(tmp_path, 12).name) == (
+        "memory-6.csv",
+        "memory.csv",
+    )
+    lines = planted_memory.read(file, planted_memory.MEMORY)
     value = {(c["members"], c["attack"]): float(c["value"]) for c in lines}
     assert set(value) == {
         (m, a) for m in ("1 x", "2 x", "4 x", "as in a run") for a in ("loss", "confidence")
     }
     assert value["4 x", "loss"] > 0.1
     planted_memory.memory(tmp_path, [0], size)
-    assert planted_memory.read(tmp_path / "memory.csv", planted_memory.MEMORY) == lines
+    assert planted_memory.read(file, planted_memory.MEMORY) == lines
     assert "| full |" in "\n".join(planted_report.memory_lines(lines))
 
 
