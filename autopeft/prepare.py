@@ -23,7 +23,7 @@ from autopeft.data.splits import PROBE
 from autopeft.data.task import Task
 from autopeft.data.twins import twin_notes
 from autopeft.errors import UserError
-from autopeft.files import remove_empty
+from autopeft.files import disk_trouble, remove_empty
 from autopeft.job import Rows, Setup
 from autopeft.machine import cache_bytes, look_at_machine
 from autopeft.methods.own import register_files, ship, try_methods
@@ -200,8 +200,9 @@ def _check_runs_dir(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=there):
             pass
     except OSError as error:
-        what = f"nothing can be written there ({error.strerror})"
-        raise UserError(what, f"--runs-dir {folder}", "Take another folder.") from None
+        what = disk_trouble(error) or f"nothing can be written there ({error.strerror})"
+        fix = "Take a --runs-dir that can be written to."
+        raise UserError(what, f"--runs-dir {folder}", fix) from None
 
 
 def _check_machine(settings: Settings) -> None:
