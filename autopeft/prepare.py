@@ -207,16 +207,17 @@ def _check_runs_dir(folder: Path) -> None:
 
 def _check_machine(settings: Settings) -> None:
     """That one machine, where it is one, has what a worker is promised: Ray would wait for it."""
-    from autopeft.training.precision import find_device
-
     cores = os.cpu_count() or 1
     if settings.address:
         return
     if settings.cpus_per_worker > cores:
         what = f"{settings.cpus_per_worker} CPU cores for a worker, this machine has {cores}"
         raise UserError(what, "--cpus-per-worker", "Take fewer; 0 shares what there is.")
-    if settings.gpus_per_worker > 0 and find_device() == "cpu":
-        raise UserError("torch finds no GPU here", "--gpus-per-worker", "See autopeft doctor.")
+    if settings.gpus_per_worker > 0:
+        from autopeft.training.precision import find_device  # torch takes seconds to import
+
+        if find_device() == "cpu":
+            raise UserError("torch finds no GPU here", "--gpus-per-worker", "See autopeft doctor.")
 
 
 def _with_twins(task: Task, store: ImageStore) -> Task:

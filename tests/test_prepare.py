@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tiny_run import tiny
@@ -60,6 +61,17 @@ def test_what_this_machine_has_not_is_said_before_anything_waits_for_it(tmp_path
         with pytest.raises(UserError, match=words):
             prepare(asked(**changes), Screen(True))
     assert not (tmp_path / "runs").exists()
+
+
+def test_one_film_under_several_ids_is_a_note(asked, monkeypatch):
+    from autopeft.training import images
+
+    plain = prepare(asked(), Screen(True))
+    assert not any("identical" in note for note in plain.task.notes)
+    same = lambda store: np.zeros(len(store.array), np.uint64)  # noqa: E731
+    monkeypatch.setattr(images, "marks", same)
+    (note,) = (n for n in prepare(asked(), Screen(True)).task.notes if "identical" in n)
+    assert note.startswith(f"{plain.task.patients} patients share an identical image")
 
 
 def test_a_gpu_that_is_not_there(asked, monkeypatch):
