@@ -91,3 +91,23 @@ def test_one_candidate_is_no_choice():
         "one candidate was fully trained: replays cannot tell the optimism of choosing it" in lines
     )
     assert not any("100%" in line or "by 1,000" in line for line in lines)
+
+
+def test_a_choice_after_the_run_says_what_it_is_not():
+    numbers = replayed(load())
+    best = numbers["best"]
+    told = {
+        "candidate": {"number": 3, **{k: best[k] for k in ("fingerprint", "title", "config")}},
+        "search": {"auroc": 0.86}, "winner": "another", "objective": "auroc", "feasible": True,
+        "post_hoc": "post hoc", "replay": numbers["replay"],
+    }  # fmt: skip
+    lines = choice_words.picked_lines(told)
+    assert lines[0] == "post hoc"
+    assert lines[-2:] == [
+        "its adapter is not kept: nothing was trained", "RESEARCH USE, not a medical device"
+    ]  # fmt: skip
+    assert any("of choosing among the 11 fully trained: 0.853" in line for line in lines)
+    told["replay"] = numbers["replay"] | {"candidates": 1}
+    lines = choice_words.picked_lines(told)
+    assert "one candidate was fully trained: there was nothing to choose among" in lines
+    assert not any("replays" in line or "taken off" in line for line in lines)
