@@ -1,8 +1,9 @@
 """The same training step with less work: weights cast once, adapters fused, attention explicit.
 
-A plain step under autocast casts every frozen weight again and again, runs LoRA as six small
-operations, and takes a fused attention whose backward pass is slow for few tokens on a CPU. What
-is done here changes none of the mathematics; peft's own layers are the reference in the tests.
+A plain step under autocast casts every frozen weight again and again, lays it out anew in each
+product, runs LoRA as six small operations, and takes a fused attention whose backward pass is slow
+for few tokens on a CPU. What is done here changes none of the mathematics; peft's own layers are
+the reference in the tests.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from autopeft.training.attention import attend_explicitly
 from autopeft.training.precision import LOW, Device, Precision
+from autopeft.training.products import Matrix, can_pack
 
 if TYPE_CHECKING:
     from autopeft.backbones.network import Network
@@ -44,6 +47,7 @@ class Casts:
         self.device = device
         self._originals = {p.data_ptr(): p for p in model.parameters()}
         self._copies: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
+        self._matrices: dict[int, Matrix] = {}
 
     def low(self, tensor: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The copy of a frozen tensor in a number format."""
@@ -53,6 +57,17 @@ class Casts:
         if key not in self._copies:
             self._copies[key] = tensor.detach().to(self.device, dtype)
         return self._copies[key]
+
+    def matrix(self, weight: Tensor) -> Matrix:
+        """A frozen weight for its products; the copies made here are laid out once for all."""
+        key = weight.data_ptr()
+        if key not in self._matrices:
+            copies = (c for c in self._copies.values() if c.data_ptr() == key)
+            copy = next((c for c in copies if c.shape == weight.shape), None)
+            if copy is None or copy.dtype == torch.float32:  # may be the fork's own
+                return Matrix(weight)
+            self._matrices[key] = Matrix(copy, fixed=True)
+        return self._matrices[key]
 
 
 def speed_up(adapted: Adapted, precision: Precision, casts: Casts) -> None:
@@ -69,10 +84,12 @@ def speed_up(adapted: Adapted, precision: Precision, casts: Casts) -> None:
         move([*adapted.trainable.values(), *adapted.fixed.values()], casts.device)
     for module in adapted.network.model.modules():
         if _is_plain_lora(module):
+            vars(module)["matrix"] = casts.matrix(module.get_base_layer().weight)
             module.forward = MethodType(_lora_forward, module)
         elif casts.device == "cpu" and (names := _plain_scale(module)):
             vars(module)["scaled_by"] = names
             module.forward = MethodType(_scaled_forward, module)
+    _lay_out(adapted.network.model, casts)
 
 
 def move(tensors: Iterable[Tensor], device: Device) -> None:
@@ -85,7 +102,17 @@ def quick_frozen(network: Network, precision: Precision, casts: Casts) -> Networ
     """A fork of a frozen network that computes exactly what a sped-up adapter computes below."""
     fork = network.fork()
     _quicken(fork, set(), precision, casts)
+    _lay_out(fork.model, casts)
     return fork
+
+
+def _lay_out(model: nn.Module, casts: Casts) -> None:
+    """Frozen linear layers that nothing has been put in the place of; adapters come first."""
+    linear: list[Any] = [m for m in model.modules() if _is_frozen_linear(m)]
+    for module in linear:
+        if can_pack():
+            vars(module)["matrix"] = casts.matrix(module.weight)
+            module.forward = MethodType(_frozen_forward, module)
 
 
 def _quicken(network: Network, kept: set[int], precision: Precision, casts: Casts) -> None:
@@ -97,7 +124,7 @@ def _quicken(network: Network, kept: set[int], precision: Precision, casts: Cast
     few = facts.patch is not None and (facts.image_size // facts.patch) ** 2 <= FEW_TOKENS
     for module in model.modules():
         if slow and few and hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            attend_explicitly(module)
 
 
 def slow_fused(precision: Precision, device: Device) -> bool:
@@ -157,8 +184,24 @@ def _lora_forward(self: Any, x: Tensor) -> Tensor:
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    out: Tensor = LowRank.apply(x, base.weight, base.bias, a, b, self.scaling[name])
+    out: Tensor = LowRank.apply(x, self.matrix, base.bias, a, b, self.scaling[name])
     return out
+
+
+def _is_frozen_linear(module: Any) -> bool:
+    """A linear layer whose weight is one of the shared copies."""
+    if type(module) is not nn.Linear or "forward" in vars(module):
+        return False
+    return module.weight.dtype == torch.bfloat16 and not module.weight.requires_grad
+
+
+def _frozen_forward(self: Any, x: Tensor) -> Tensor:
+    """In the place of a frozen linear layer's ``forward``."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    # Reshaped outside: others may add to the output in place, and not to a function's own view.
+    out: Tensor = Frozen.apply(x.reshape(-1, x.shape[-1]), self.matrix, self.bias)
+    return out.view(*x.shape[:-1], -1)
 
 
 def _plain_scale(module: Any) -> tuple[str, str | None] | None:
@@ -221,40 +264,57 @@ class Scaled(torch.autograd.Function):
         return grad_x, None, None, grad_s / s, grad_t
 
 
+class Frozen(torch.autograd.Function):
+    """y = W x + c for a frozen W; c may train. Shapes: x [n, i], W [o, i], c [o] or None."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+        """See the class."""
+        ctx.matrix = matrix
+        return matrix.ahead(x, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of x and c."""
+        grad_x = ctx.matrix.back(grad) if ctx.needs_input_grad[0] else None
+        grad_bias = None
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0, dtype=torch.float32)
+        return grad_x, None, grad_bias
+
+
 class LowRank(torch.autograd.Function):
     """y = W x + c + s B A x for a frozen W: one pass forward, one back, nothing kept twice.
 
-    Shapes: x [..., i], W [o, i], c [o] or None, A [r, i], B [o, r]; W, c in the type of x or
-    not, A and B in fp32. Saved for the backward pass: x and A x.
+    The sum is rounded once: beside a large W x + c, the little that an adapter says after its
+    first steps would be lost in bf16. Shapes: x [..., i], W [o, i], c [o] or None, A [r, i],
+    B [o, r]; A and B in fp32. Saved for the backward pass: x and A x.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float
+        ctx: Any, x: Tensor, matrix: Matrix, bias: Tensor | None, a: Tensor, b: Tensor, s: float
     ) -> Tensor:
         """See the class."""
         flat = x.reshape(-1, x.shape[-1])
-        weight = weight.to(x.dtype)
-        down, up = a.to(x.dtype), (b * s).to(x.dtype)
-        inner = flat @ down.t()
-        # The small product first: then the large one adds to what is there, and no pass is left.
-        base = None if bias is None else bias.to(x.dtype)
-        out = inner @ up.t() if base is None else torch.addmm(base, inner, up.t())
-        out.addmm_(flat, weight.t())
-        ctx.save_for_backward(flat, weight, down, up, inner)
-        ctx.s, ctx.shape = s, x.shape
+        # The short side first: products of few rows with many are faster than those of many.
+        down, up = a.to(x.dtype), (b.t() * s).to(x.dtype)
+        inner = down @ flat.t()
+        out = matrix.ahead(flat, bias, (inner.t(), up))
+        ctx.save_for_backward(flat, down, up, inner)
+        ctx.matrix, ctx.s, ctx.shape = matrix, s, x.shape
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         """Gradients of x, A and B, and of the bias where BitFit trains it too."""
-        flat, weight, down, up, inner = ctx.saved_tensors
+        flat, down, up, inner = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
-        back = grad @ up
+        back = up @ grad.t()
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(back, down).view(ctx.shape)
-        grad_a = (back.t() @ flat).float()
-        grad_b = (inner.t() @ grad).t().float() * ctx.s  # twice as fast as grad^T inner
+            grad_x = ctx.matrix.back(grad).addmm_(back.t(), down).view(ctx.shape)
+        grad_a = (back @ flat).float()
+        grad_b = (inner @ grad).t().float() * ctx.s
         grad_bias = grad.sum(0, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         return grad_x, None, grad_bias, grad_a, grad_b, None

@@ -9,9 +9,10 @@ from torch import nn
 
 from autopeft.backbones.describe import random_backbone
 from autopeft.methods import build, canonical
-from autopeft.training import fast
+from autopeft.training import fast, products
 from autopeft.training.fast import Casts, LowRank, Scaled, speed_up
 from autopeft.training.precision import autocast
+from autopeft.training.products import Matrix
 
 
 def lora(vit, **changes):
@@ -51,9 +52,9 @@ def test_the_function_has_the_right_gradients(bias):
     def plain(x, a, b):
         return nn.functional.linear(x, w, c) + 0.5 * (x @ a.t()) @ b.t()
 
-    torch.testing.assert_close(LowRank.apply(x, w, c, a, b, 0.5), plain(x, a, b))
+    torch.testing.assert_close(LowRank.apply(x, Matrix(w), c, a, b, 0.5), plain(x, a, b))
     for ours, theirs in zip(
-        torch.autograd.grad(LowRank.apply(x, w, c, a, b, 0.5).pow(2).sum(), (x, a, b)),
+        torch.autograd.grad(LowRank.apply(x, Matrix(w), c, a, b, 0.5).pow(2).sum(), (x, a, b)),
         torch.autograd.grad(plain(x, a, b).pow(2).sum(), (x, a, b)),
         strict=True,
     ):
@@ -135,6 +136,62 @@ def test_a_step_in_bf16_lies_as_near_to_fp32_as_autocast_does(vit, pixels):
     size = sum(g.norm() ** 2 for g in exact[1].values()).sqrt()
     assert distance(ours) < max(2 * distance(auto), 0.02 * size)
     assert all(g.dtype == torch.float32 for g in ours[1].values())
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_first_steps_of_an_adapter_are_not_rounded_away_in_bf16(vit, monkeypatch, packing):
+    """B is small after one step at a low rate: added to a rounded W x + c, 11 % would be left."""
+    pixels = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    if not packing:
+        monkeypatch.setattr(products, "can_pack", lambda: False)
+
+    def features(adapted, precision):
+        with torch.no_grad(), autocast(precision):
+            return adapted.network.advance(0, pixels, adapted.network.depth).float()
+
+    effects = []
+    for precision in ("fp32", "bf16"):
+        adapted = lora(vit)
+        if precision == "bf16":
+            speed_up(adapted, "bf16", Casts(vit.model))
+        ups = [p for n, p in adapted.trainable.items() if "lora_B" in n]
+        with torch.no_grad():
+            for up in ups:
+                up.mul_(1e-3)
+        on = features(adapted, precision)
+        with torch.no_grad():
+            for up in ups:
+                up.zero_()
+        effects.append(on - features(adapted, precision))
+    exact, ours = effects
+    left = (exact * ours).sum() / exact.pow(2).sum()
+    assert 0.8 < left < 1.2, left
+
+
+def test_frozen_linear_layers_share_what_is_laid_out_and_adapters_keep_theirs(vit, pixels):
+    casts = Casts(vit.model)
+    frozen = fast.quick_frozen(vit, "bf16", casts)
+    places = {"method": "lora", "blocks": [2, 3]}
+    adapted = build(vit, canonical({**places, "lr": 1e-3}, vit.facts), 2, seed=0, repeat=0)
+    speed_up(adapted, "bf16", casts)
+    path = "blocks.0.mlp.fc1"
+    one, two = (n.model.get_submodule(path) for n in (frozen, adapted.network))
+    assert one.forward.__func__ is two.forward.__func__ is fast._frozen_forward
+    assert one.matrix is two.matrix
+    with torch.no_grad(), autocast("bf16"):
+        low = frozen.advance(0, pixels, 2)
+        assert torch.equal(low, adapted.network.advance(0, pixels, 2))
+    torch.testing.assert_close(low.float(), vit.advance(0, pixels, 2), rtol=0.1, atol=0.1)
+    head = [m for m in adapted.network.model.modules() if type(m) is nn.Linear]
+    assert all("forward" not in vars(m) for m in head if m.weight.requires_grad)
+
+
+def test_a_fork_s_own_frozen_weight_is_not_laid_out_for_others(vit):
+    casts = Casts(vit.model)
+    own = torch.ones(8, 8, dtype=torch.bfloat16)
+    assert casts.matrix(own) is not casts.matrix(own)
+    shared = casts.low(vit.model.blocks[0].attn.qkv.weight)
+    assert casts.matrix(shared) is casts.matrix(shared)
 
 
 def test_a_step_in_fp16_lies_near_fp32(vit, pixels):
