@@ -47,7 +47,7 @@ class Casts:
         self.device = device
         self._originals = {p.data_ptr(): p for p in model.parameters()}
         self._copies: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
-        self._matrices: dict[int, Matrix] = {}
+        self._matrices: dict[tuple[int, torch.Size], Matrix] = {}
 
     def low(self, tensor: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The copy of a frozen tensor in a number format."""
@@ -60,11 +60,11 @@ class Casts:
 
     def matrix(self, weight: Tensor) -> Matrix:
         """A frozen weight for its products; the copies made here are laid out once for all."""
-        key = weight.data_ptr()
+        key = weight.data_ptr(), weight.shape
         if key not in self._matrices:
-            copies = (c for c in self._copies.values() if c.data_ptr() == key)
-            copy = next((c for c in copies if c.shape == weight.shape), None)
-            if copy is None or copy.dtype == torch.float32:  # may be the fork's own
+            copies = (c for c in self._copies.values() if (c.data_ptr(), c.shape) == key)
+            copy = next(copies, None)
+            if copy is None:  # the fork's own, which may change
                 return Matrix(weight)
             self._matrices[key] = Matrix(copy, fixed=True)
         return self._matrices[key]
@@ -108,11 +108,12 @@ def quick_frozen(network: Network, precision: Precision, casts: Casts) -> Networ
 
 def _lay_out(model: nn.Module, casts: Casts) -> None:
     """Frozen linear layers that nothing has been put in the place of; adapters come first."""
+    if casts.device != "cpu" or not can_pack():
+        return
     linear: list[Any] = [m for m in model.modules() if _is_frozen_linear(m)]
     for module in linear:
-        if can_pack():
-            vars(module)["matrix"] = casts.matrix(module.weight)
-            module.forward = MethodType(_frozen_forward, module)
+        vars(module)["matrix"] = casts.matrix(module.weight)
+        module.forward = MethodType(_frozen_forward, module)
 
 
 def _quicken(network: Network, kept: set[int], precision: Precision, casts: Casts) -> None:
@@ -189,7 +190,7 @@ def _lora_forward(self: Any, x: Tensor) -> Tensor:
 
 
 def _is_frozen_linear(module: Any) -> bool:
-    """A linear layer whose weight is one of the shared copies."""
+    """A frozen linear layer in bf16 whose forward pass is still torch's own."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     return module.weight.dtype == torch.bfloat16 and not module.weight.requires_grad

@@ -192,6 +192,16 @@ def test_a_fork_s_own_frozen_weight_is_not_laid_out_for_others(vit):
     assert casts.matrix(own) is not casts.matrix(own)
     shared = casts.low(vit.model.blocks[0].attn.qkv.weight)
     assert casts.matrix(shared) is casts.matrix(shared)
+    rows = shared[:8]  # begins where the whole begins
+    assert casts.matrix(rows).weight.shape == rows.shape
+
+
+def test_without_packed_products_linear_layers_stay_torch_s_own(vit, monkeypatch):
+    monkeypatch.setattr(fast, "can_pack", lambda: False)
+    frozen = fast.quick_frozen(vit, "bf16", Casts(vit.model))
+    layers = [m for m in frozen.model.modules() if type(m) is nn.Linear]
+    assert layers
+    assert not any("forward" in vars(m) for m in layers)
 
 
 def test_a_step_in_fp16_lies_near_fp32(vit, pixels):
